@@ -1,0 +1,231 @@
+"""RunConfig: everything a run is told, checked once, before anything starts.
+
+A pipeline file, the command line and Python all end here. Units stand in the names (`_px`, `_rows`) or in the
+field's description; every `auto` is resolved later, where the hardware and the model are known.
+"""
+
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from birder_ray.errors import ConfigError
+from birder_ray.storage import open_binary
+
+Auto = Literal["auto"]
+Pooling = Literal["mean", "max", "std", "gem"]
+DType = Literal["float32", "bfloat16", "float16"]
+StorageOptions = dict[str, Any]
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _as_size(value: Any) -> Any:
+    """384, "384" and "384x512" (height x width), as (height, width)."""
+    if isinstance(value, str):
+        value = [int(side) for side in value.lower().split("x")]
+        value = value[0] if len(value) == 1 else value
+    return (value, value) if isinstance(value, int) else value
+
+
+Size = Annotated[tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]], BeforeValidator(_as_size)]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceConfig(_Block):
+    """Where the images are."""
+
+    uri: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        min_length=1, description="one or more directories, files, globs, brace ranges, shards or manifests"
+    )
+    format: Literal["auto", "images", "tar", "parquet", "manifest"] = Field(
+        "auto", description="what the files are; auto: from their names and, for Parquet and CSV, their columns"
+    )
+    image_column: str | None = Field(None, description="Parquet: the column of image bytes; manifest: of image URIs")
+    id_column: str | None = Field(None, description="manifest: the column that names a sample")
+    label_column: str | None = Field(None, description="Parquet, manifest, tar .json: the field that holds the label")
+    options: StorageOptions = Field(
+        default_factory=dict, description="fsspec options of the source, e.g. {anon: true, endpoint_url: ...}"
+    )
+    limit: Annotated[int, Field(gt=0)] | None = Field(None, description="score only the first so many samples")
+
+
+class ModelConfig(_Block):
+    """Which network, and how an image becomes its input."""
+
+    name: str = Field(description="a birder pretrained name, or a path or URL of a .pt or .safetensors checkpoint")
+    network: str | None = Field(None, description="birder network of a checkpoint whose file name does not say")
+    size: Size | None = Field(None, description="input height and width in pixels; null: the checkpoint's own")
+    center_crop: float = Field(1.0, gt=0, le=1, description="fraction of the resized image that the crop keeps")
+    simple_crop: bool = Field(False, description="resize the short side and crop, keeping the aspect ratio")
+    tta: bool = Field(False, description="probabilities are the mean over birder's five crops")
+    decoder: Literal["torchvision", "pil"] = Field(
+        "torchvision", description="torchvision: equals birder-predict; pil: equals the model card's infer_image"
+    )
+    weights_mirror: str | None = Field(None, description="fsspec URL of a folder that holds birder's weight files")
+
+
+class PredictionsConfig(_Block):
+    """Options of the predictions table."""
+
+    top_k: int = Field(5, gt=0, description="classes kept per image")
+    logits: bool = Field(False, description="keep the whole vector of logits")
+
+
+class EmbeddingsConfig(_Block):
+    """Options of the embeddings table."""
+
+    dtype: Literal["float32", "float16"] = Field("float32", description="type the vectors are stored in")
+
+
+class FeaturesConfig(_Block):
+    """Options of the features table."""
+
+    levels: Literal["all"] | Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        "all", description="feature levels, e.g. [stage3, stage4]"
+    )
+    pooling: Annotated[tuple[Pooling, ...], BeforeValidator(_as_tuple)] = Field(
+        ("mean", "max", "std"), min_length=1, description="summaries per level, of mean, max, std, gem"
+    )
+
+
+class OutputsConfig(_Block):
+    """Tables to write; one that is left out is not written. Leaving out the whole block writes all three."""
+
+    predictions: PredictionsConfig | None = None
+    embeddings: EmbeddingsConfig | None = None
+    features: FeaturesConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_means_wanted(cls, value: Any) -> Any:
+        if isinstance(value, dict):  # `embeddings:` with nothing under it is a table with its defaults
+            return {name: {} if options is None else options for name, options in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "OutputsConfig":
+        if not self.tables:
+            raise ValueError("name at least one of predictions, embeddings, features")
+        return self
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables to write, in the order of the layout."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @classmethod
+    def all(cls) -> "OutputsConfig":
+        return cls(predictions=PredictionsConfig(), embeddings=EmbeddingsConfig(), features=FeaturesConfig())
+
+
+class ComputeConfig(_Block):
+    """How the work is done; nothing here changes what is written beyond rounding, except dtype and amp."""
+
+    dtype: DType = Field("float32", description="type of the weights and activations")
+    amp: bool = Field(False, description="run under torch.autocast in the device's default low precision")
+    engine: Literal["auto", "eager", "compiled"] = Field("auto", description="compiled: torch.compile")
+    batch_size: Annotated[int, Field(gt=0)] | Auto = Field("auto", description="images per forward pass")
+    preprocess_actors: Annotated[int, Field(gt=0)] | Auto = "auto"
+    inference_actors: Annotated[int, Field(gt=0)] | Auto = "auto"
+    gpus_per_actor: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="GPUs per inference actor")
+    unit_rows: int = Field(2048, gt=0, description="samples committed at once")
+    ray_address: str | None = Field(None, description="auto or host:port of a cluster; null: a private local Ray")
+
+
+class RunOptions(_Block):
+    """What this one invocation does with what is there already."""
+
+    overwrite: bool = Field(False, description="replace the results of another recipe in the destination")
+    retry_errors: bool = Field(False, description="redo the units that hold quarantined samples")
+    max_error_rate: float = Field(
+        0.5, gt=0, le=1, description="stop when more than this fraction of the samples is quarantined"
+    )
+
+
+class RunConfig(_Block):
+    """One run. `source` and `model` may be given as plain strings.
+
+    Example:
+        >>> RunConfig(source="photos/", model="hgnet_v2_b2_danube-delta", destination="scores/").outputs.tables
+        ('predictions', 'embeddings', 'features')
+    """
+
+    source: SourceConfig
+    model: ModelConfig
+    outputs: OutputsConfig = Field(default_factory=OutputsConfig.all)
+    destination: str = Field(min_length=1, description="local path or fsspec URL of the folder to write")
+    destination_options: StorageOptions = Field(default_factory=dict, description="fsspec options of the destination")
+    compute: ComputeConfig = Field(default_factory=ComputeConfig)
+    run: RunOptions = Field(default_factory=RunOptions)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_strings(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        short = {"source": "uri", "model": "name"}
+        return {
+            key: {short[key]: item} if key in short and isinstance(item, str | list | tuple) else item
+            for key, item in value.items()
+            if not (key == "outputs" and item is None)
+        }
+
+    def __init__(self, **fields: Any):
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise ConfigError(_plain(error)) from None
+
+    @classmethod
+    def from_yaml(cls, path: str, overrides: tuple[str, ...] = ()) -> "RunConfig":
+        """Read a pipeline file (local path or fsspec URL).
+
+        Args:
+            path: the file. overrides: `dotted.key=value` texts, their values in YAML.
+
+        Raises:
+            ConfigError: the file is missing or is no YAML mapping, or a field is wrong.
+        """
+        try:
+            with open_binary(path) as file:
+                fields = yaml.safe_load(file)
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such pipeline file") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{path}: a pipeline file is a mapping with source, model and destination")
+        for override in overrides:
+            _set(fields, override)
+        return cls(**fields)
+
+
+def _set(fields: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"--set {override}: write it as dotted.key=value, e.g. model.size=384")
+    *parents, last = dotted.split(".")
+    for key in parents:
+        if isinstance(fields.get(key), str | list):  # the short form: source: a/path
+            fields[key] = {{"source": "uri", "model": "name"}.get(key, key): fields[key]}
+        if not isinstance(fields.get(key), dict):
+            fields[key] = {}
+        fields = fields[key]
+    fields[last] = yaml.safe_load(text)
+
+
+def _plain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"{where}: no such option"
+    if first["type"] == "missing":
+        return f"{where}: must be given"
+    return f"{where}: {message} (got {first['input']!r})" if where else message

@@ -1,0 +1,1 @@
+"""Sources: image directories and files, WebDataset tars, Parquet with image bytes, manifests of URIs."""

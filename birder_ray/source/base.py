@@ -1,0 +1,59 @@
+"""What every source format gives the rest of the system: shards to plan with, and a stream of samples from a shard."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from birder_ray.chunk import Sample
+from birder_ray.config import SourceConfig
+from birder_ray.errors import SampleError
+
+Wanted = Callable[[int], bool]
+"""Whether the bytes of the sample at this index are wanted; others are stepped over as cheaply as the format allows."""
+
+Item = tuple[Sample, bytes | SampleError]
+"""A sample with its encoded bytes, or with why it could not be read."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One input file, or one directory of images.
+
+    Args:
+        uri: where it is. name: path relative to the source, unique in the run.
+        format: images, tar, parquet or manifest.
+        fingerprint: changes when the content does (etag, or size and mtime); no secret in it.
+        size: bytes, where known. count: samples, where known without reading images.
+        members: for `images`, the file names given one by one; None: all images directly in the directory.
+    """
+
+    uri: str
+    name: str
+    format: str
+    fingerprint: str
+    size: int | None = None
+    count: int | None = None
+    members: tuple[str, ...] | None = None
+
+
+class Format(Protocol):
+    """One module per format implements these two."""
+
+    def read(self, shard: Shard, config: SourceConfig, start: int, wanted: Wanted) -> Iterator[Item]:
+        """Samples in order, from index `start` on. Samples that are not wanted may be left out.
+
+        Raises:
+            ShardDamaged: the shard cannot be read further.
+            Exception: anything that `storage.is_transient` accepts; the caller opens again at the next index.
+        """
+        ...
+
+    def count(self, shard: Shard, config: SourceConfig, at_most: int) -> int:
+        """Number of samples, counted no further than `at_most`, without reading images where the format allows."""
+        ...
+
+
+def fingerprint(*facts: object) -> str:
+    """Short hash of what identifies a file's content."""
+    return hashlib.sha256("\x1f".join(map(str, facts)).encode()).hexdigest()[:16]
