@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all their own set-up: a virtual environment in $(VENV) with pinned packages.
+VENV ?= .venv
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.birder-ray-installed
+FAST := not (ray or s3 or chaos or browser or gpu or slow)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check format test test-fast bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(INSTALLED)  ## create $(VENV) and install everything, pinned
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || { echo "birder-ray needs Python 3.11 or newer: install it, or name it with PYTHON=..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+demo: setup  ## score bundled real photos with real weights, offline
+	$(BIN)/birder-ray demo
+
+check: setup  ## formatting, lint, types, import directions
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup  ## rewrite the code as `make check` wants it
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+test: setup  ## every test that runs without a GPU
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-fast: setup  ## the unmarked tests: no Ray, no server, seconds
+	$(BIN)/python -m pytest -m "$(FAST)"
+
+bench: setup  ## accuracy of birder-ray and of birder alone on ../shared/photos
+	$(BIN)/python benchmarks/accuracy.py --birder-ray
+
+clean:  ## remove what the tools and the demo left here, but not $(VENV)
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache birder-ray-demo build dist
+	find birder_ray tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

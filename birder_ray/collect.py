@@ -1,0 +1,123 @@
+"""The write step: chunks come in any order, complete units go out to the ledger, several at a time."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from birder_ray.chunk import Chunk
+from birder_ray.commit import Ledger, Record
+from birder_ray.errors import RunFailed
+from birder_ray.manifest import Recipe
+from birder_ray.schema import ERRORS_SCHEMA
+from birder_ray.storage import redact
+
+_WRITERS = 4
+"""Units written at once; each waits mostly for storage."""
+
+
+@dataclass
+class _Pending:
+    chunks: dict[int, Chunk] = field(default_factory=dict)
+    total: int | None = None
+
+    def add(self, chunk: Chunk) -> bool:
+        """Whether the unit is complete now."""
+        self.chunks[chunk.number] = chunk
+        if chunk.last:
+            self.total = chunk.number + 1
+        return len(self.chunks) == self.total
+
+
+class Collector:
+    """Puts units together and commits them.
+
+    Args:
+        redo: units whose old commit is retracted just before they are written again.
+        had_errors: units with an errors file from before.
+        on_commit: called after each commit, in the thread that calls `add` or `drain`.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        recipe: Recipe,
+        unit_rows: int,
+        redo: Iterable[str],
+        had_errors: Iterable[str],
+        on_commit: Callable[[Record], None],
+    ):
+        self.ledger = ledger
+        self.recipe = recipe
+        self.unit_rows = unit_rows
+        self.redo = set(redo)
+        self.had_errors = set(had_errors)
+        self.on_commit = on_commit
+        self.pending: dict[str, _Pending] = {}
+        self.writing: list[Future[Record]] = []
+        self.committed = 0
+        self.pool = ThreadPoolExecutor(_WRITERS, "birder-ray-write")
+
+    def add(self, chunk: Chunk) -> None:
+        """Take a scored chunk; commits its unit if that is complete.
+
+        Raises:
+            RunFailed: the destination cannot be written.
+        """
+        unit = self.pending.setdefault(chunk.unit, _Pending())
+        if not unit.add(chunk):
+            return
+        del self.pending[chunk.unit]
+        self._settle(at_most=_WRITERS - 1)
+        self.writing.append(self.pool.submit(self._write, [unit.chunks[n] for n in sorted(unit.chunks)]))
+        if self.committed == 0:
+            self.drain()  # what the first commit sets in motion comes before the second
+
+    def drain(self) -> None:
+        """Wait until every complete unit is committed. Raises RunFailed as `add` does."""
+        self._settle(at_most=0)
+
+    def close(self) -> None:
+        """Finish the writes under way, so that no commit follows the release of the lock."""
+        self.pool.shutdown(wait=True)
+
+    def _settle(self, at_most: int) -> None:
+        while self.writing and (len(self.writing) > at_most or self.writing[0].done()):
+            try:
+                record = self.writing.pop(0).result()
+            except OSError as error:
+                where = redact(self.ledger.folder.url)
+                raise RunFailed(f"cannot write to {where}: {error}; mend that and run again to resume") from error
+            self.committed += 1
+            self.on_commit(record)
+
+    def _write(self, chunks: list[Chunk]) -> Record:
+        unit, shard, end = chunks[0].unit, chunks[0].shard, chunks[-1].end
+        errors = pa.Table.from_pylist(
+            [{"shard": shard, **vars(e)} for chunk in chunks for e in chunk.errors], ERRORS_SCHEMA
+        )
+        # the shard's own row (index -1) comes last, after the samples it follows
+        order = sorted(range(errors.num_rows), key=lambda row: (errors["index"][row].as_py() < 0, errors["index"][row].as_py()))
+        samples = sum(len(chunk.samples) + len(chunk.errors) for chunk in chunks)
+        if unit in self.redo:
+            self.ledger.retract(unit)
+        return self.ledger.write(
+            unit,
+            shard,
+            self.recipe,
+            {name: _joined(name, chunks) for name in self.recipe.tables},
+            errors.take(order),
+            end=end,
+            limited=not end and samples < self.unit_rows,
+            seconds={
+                step: sum(chunk.seconds.get(step, 0.0) for chunk in chunks)
+                for step in sorted({step for chunk in chunks for step in chunk.seconds})
+            },
+            had_errors=unit in self.had_errors,
+        )
+
+
+def _joined(table: str, chunks: list[Chunk]) -> pa.Table:
+    assert all(chunk.tables is not None for chunk in chunks), "collect follows infer"
+    return pa.concat_tables(pa.ipc.open_stream(chunk.tables[table]).read_all() for chunk in chunks if chunk.tables)

@@ -1,0 +1,173 @@
+"""Commits: a unit counts as done when, and only when, its record stands in `_commits/`.
+
+Order of writes for a unit, each whole or not at all, under names that depend only on the unit: its parts, then its
+record. A crash anywhere leaves either a record whose parts are all there, or no record, and then the same command
+writes the same names again. A unit that is done again loses its record first.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from birder_ray.manifest import Recipe, now
+from birder_ray.schema import ERRORS, OUTPUT_TABLES, part_metadata
+from birder_ray.storage import Folder
+
+COMMITS = "_commits"
+SUCCESS = "_SUCCESS"
+CLASSES = "classes.parquet"
+_DICTIONARY_COLUMNS = ["shard", "label", "prediction", "top_classes.list.element", "step", "error_type"]
+_READERS = 32
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a unit."""
+
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `_commits/<unit>.json` says.
+
+    Args:
+        samples: read from the shard, equals rows + errors. rows: in each output table. errors: in the errors table.
+        end: the shard ends with this unit. limited: cut short by --limit, to be done again without it.
+        seconds: spent by step (read, decode, infer, write), summed over the unit.
+    """
+
+    unit: str
+    shard: str
+    recipe: str
+    samples: int
+    rows: int
+    errors: int
+    end: bool
+    limited: bool
+    parts: dict[str, Part]
+    seconds: dict[str, float] = field(default_factory=dict)
+    finished: str = ""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Record":
+        """Raises TypeError or KeyError where `value` is no record."""
+        return cls(**{**value, "parts": {table: Part(**part) for table, part in value["parts"].items()}})
+
+
+def part_name(table: str, unit: str) -> str:
+    """Path of a part in the destination."""
+    return f"{table}/{unit}.parquet"
+
+
+def record_name(unit: str) -> str:
+    """Path of a commit record in the destination."""
+    return f"{COMMITS}/{unit}.json"
+
+
+def encode(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
+    """`table` as a Parquet file with key-value `metadata`."""
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
+    names = set(table.schema.names)
+    sink = pa.BufferOutputStream()
+    dictionary = [column for column in _DICTIONARY_COLUMNS if column.partition(".")[0] in names]
+    pq.write_table(table, sink, compression="zstd", use_dictionary=dictionary)
+    return sink.getvalue().to_pybytes()
+
+
+class Ledger:
+    """The commits of one destination."""
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+
+    def units(self) -> set[str]:
+        """Names of the units that are done."""
+        names = self.folder.names(COMMITS)
+        return {name.removesuffix(".json") for name in names if name.endswith(".json")}
+
+    def read(self, unit: str) -> Record:
+        """The record of `unit`. Raises FileNotFoundError, or ValueError where the file is damaged."""
+        try:
+            return Record.from_json(self.folder.read_json(record_name(unit)))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{record_name(unit)}: {error}") from error
+
+    def records(self, units: Iterable[str]) -> Iterator[Record]:
+        """Records of `units`, read side by side, in order."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            yield from pool.map(self.read, units)
+
+    def parts(self, table: str) -> set[str]:
+        """Names of the units that have a file in `table`, committed or not."""
+        return {n.removesuffix(".parquet") for n in self.folder.names(table) if n.endswith(".parquet")}
+
+    def retract(self, unit: str) -> None:
+        """Undo a unit's commit; from here on it is to be done again. Its parts stay until they are overwritten."""
+        self.folder.delete(record_name(unit))
+
+    def erase(self, unit: str) -> None:
+        """Remove a unit, record first."""
+        self.retract(unit)
+        for table in (*OUTPUT_TABLES, ERRORS):
+            self.folder.delete(part_name(table, unit))
+
+    def write(
+        self,
+        unit: str,
+        shard: str,
+        recipe: Recipe,
+        tables: Mapping[str, pa.Table],
+        errors: pa.Table,
+        *,
+        end: bool,
+        limited: bool,
+        seconds: Mapping[str, float],
+        had_errors: bool,
+    ) -> Record:
+        """Write the parts of a unit, then its record.
+
+        Args:
+            tables: the output tables, with the same rows in the same order.
+            errors: rows of the errors table; with none, no file is written.
+            had_errors: an errors file of this unit may be left over from an attempt that was not committed.
+
+        Raises:
+            AssertionError: the tables do not hold the same samples.
+        """
+        started = time.perf_counter()
+        keys = [table.column("sample") for table in tables.values()]
+        assert all(key.equals(keys[0]) for key in keys), f"{unit}: the tables disagree on their samples"
+        parts = {}
+        for name, table in [*tables.items(), (ERRORS, errors)]:
+            if table.num_rows == 0:
+                continue
+            data = encode(table, part_metadata(recipe.part(name), unit))
+            self.folder.write(part_name(name, unit), data)
+            parts[name] = Part(table.num_rows, len(data), hashlib.sha256(data).hexdigest())
+        if had_errors and ERRORS not in parts:
+            self.folder.delete(part_name(ERRORS, unit))
+        rows = len(keys[0])
+        record = Record(
+            unit=unit,
+            shard=shard,
+            recipe=recipe.key,
+            samples=rows + errors.num_rows,
+            rows=rows,
+            errors=errors.num_rows,
+            end=end,
+            limited=limited,
+            parts=parts,
+            seconds={**seconds, "write": time.perf_counter() - started},
+            finished=now(),
+        )
+        self.folder.write_json(record_name(unit), asdict(record))
+        return record

@@ -1,0 +1,112 @@
+"""One run at a time per destination: a lock file with its owner and a heartbeat."""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from birder_ray.errors import LockHeld
+from birder_ray.storage import Folder, redact
+
+LOCK = "_lock.json"
+BEAT_S = 10.0
+STALE_S = 60.0
+
+
+class Lock:
+    """Context manager that owns `_lock.json` of a destination while it is entered.
+
+    A lock whose process is gone from this very machine, or whose heartbeat is older than a minute, is taken over;
+    `taken_from` then says whose it was.
+
+    Raises:
+        LockHeld: another run is alive.
+    """
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+        self.token = uuid.uuid4().hex
+        self.taken_from: str | None = None
+        self.lost = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="birder-ray-lock", daemon=True)
+
+    def __enter__(self) -> "Lock":
+        for _ in range(3):
+            if self.folder.create(LOCK, self._content()):
+                break
+            self._take_over()
+        else:
+            raise LockHeld(f"{redact(self.folder.url)}: another run took the lock at the same moment; try again")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if not self.lost and self._owner().get("token") == self.token:
+            self.folder.delete(LOCK)
+
+    def _content(self) -> bytes:
+        owner = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "boot": _boot(), "time": _now()}
+        return json.dumps(owner).encode()
+
+    def _owner(self) -> dict[str, Any]:
+        try:
+            owner = self.folder.read_json(LOCK)
+            return owner if isinstance(owner, dict) else {}
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def _take_over(self) -> None:
+        owner = self._owner()
+        if not owner:
+            self.folder.delete(LOCK)
+            return
+        who = f"{owner.get('host')} (pid {owner.get('pid')})"
+        age = time.time() - datetime.fromisoformat(owner["time"]).timestamp()
+        here = owner.get("host") == socket.gethostname() and owner.get("boot") == _boot()
+        gone = here and not _alive(int(owner["pid"]))
+        if not gone and age < STALE_S:
+            raise LockHeld(
+                f"{redact(self.folder.url)} is being written by another run on {who}, last seen {age:.0f} s ago; "
+                f"wait for it, stop it, or choose another --output (a dead run's lock lapses after {STALE_S:.0f} s)"
+            )
+        self.taken_from = who
+        self.folder.delete(LOCK)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            try:
+                if self._owner().get("token") != self.token:
+                    self.lost = True
+                    return
+                self.folder.write(LOCK, self._content())
+            except OSError:
+                continue  # storage is away for a moment; the next beat tells
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def _boot() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,145 @@
+"""Run identity: the recipe (what determines values) and `manifest.json` (what was read, with what, how much)."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from birder_ray.config import RunConfig
+from birder_ray.errors import ConfigError
+from birder_ray.schema import ERRORS, SCHEMA_VERSION
+from birder_ray.storage import Folder, redact
+
+MANIFEST = "manifest.json"
+_VERSIONED = ("birder-ray", "birder", "torch", "torchvision", "ray", "pyarrow", "pillow", "numpy")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The part of a loaded model that determines values.
+
+    Args:
+        weights_sha256: of the checkpoint file. network: birder's name. size: input (height, width) in pixels.
+    """
+
+    name: str
+    network: str
+    weights_sha256: str
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What determines values: `core` for all tables, and one hash per table for that table's own options.
+
+    `key` stands for the whole; units are named by it.
+    """
+
+    key: str
+    core: str
+    tables: dict[str, str]
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: RunConfig, model: ModelFacts) -> "Recipe":
+        """The recipe of a run. Actor counts, batch size, engine and code version are no part of it."""
+        facts = {
+            "schema_version": SCHEMA_VERSION,
+            "weights_sha256": model.weights_sha256,
+            "network": model.network,
+            "size": list(model.size),
+            **config.model.model_dump(include={"center_crop", "simple_crop", "decoder"}),
+            **config.compute.model_dump(include={"dtype", "amp"}),
+        }
+        own: dict[str, dict[str, Any]] = {
+            name: getattr(config.outputs, name).model_dump(mode="json") for name in config.outputs.tables
+        }
+        if "predictions" in own:
+            own["predictions"] |= {"tta": config.model.tta, "label_column": config.source.label_column}
+        core = _digest(facts)
+        tables = {name: _digest([core, options]) for name, options in own.items()}
+        return cls(_digest([core, tables]), core, tables, {**facts, "tables": own})
+
+    def part(self, table: str) -> str:
+        """Recipe id as a part of `table` carries it."""
+        return f"{self.core}-{self.tables[table]}" if table != ERRORS else self.core
+
+    def difference(self, other: Mapping[str, Any]) -> str:
+        """What differs from the stored facts `other`, for a message: `size 256 → 384, ...`."""
+        names = [name for name in self.facts if self.facts[name] != other.get(name)]
+        return ", ".join(f"{name} {_brief(other.get(name))} → {_brief(self.facts[name])}" for name in names)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def now() -> str:
+    """UTC time, ISO 8601, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what takes part in a run."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def new_manifest(config: RunConfig, recipe: Recipe, model: ModelFacts, shards: Sequence[Any]) -> dict[str, Any]:
+    """`manifest.json` of a run that begins; option values, which may be secrets, are left out.
+
+    Args:
+        shards: the source's shards, each with `name`, `uri`, `size` and `fingerprint`.
+    """
+    told = config.model_dump(mode="json")
+    told["source"]["uri"] = [redact(uri) for uri in config.source.uri]
+    told["source"]["options"] = sorted(config.source.options)
+    told["destination_options"] = sorted(config.destination_options)
+    told["destination"] = redact(config.destination)
+    told["model"]["name"] = redact(config.model.name)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "recipe": asdict(recipe),
+        "model": asdict(model) | {"name": redact(model.name)},
+        "unit_rows": config.compute.unit_rows,
+        "config": told,
+        "versions": versions(),
+        "created": now(),
+        "inputs": [
+            {"name": s.name, "uri": redact(s.uri), "size": s.size, "fingerprint": s.fingerprint} for s in shards
+        ],
+        "totals": None,
+    }
+
+
+def load(folder: Folder) -> dict[str, Any] | None:
+    """The manifest of `folder`, or None where no run has committed anything yet.
+
+    Raises:
+        ConfigError: the file is damaged, or of a later schema than this program knows.
+    """
+    try:
+        manifest = folder.read_json(MANIFEST)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise ConfigError(
+            f"{redact(folder.url)}/{MANIFEST} is damaged; restore it, or start over with --overwrite"
+        ) from None
+    if not isinstance(manifest, dict) or manifest.get("schema_version", 0) > SCHEMA_VERSION:
+        raise ConfigError(f"{redact(folder.url)} was written by a later birder-ray; upgrade with: pip install -U birder-ray")
+    return manifest

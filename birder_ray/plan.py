@@ -1,0 +1,188 @@
+"""The plan: which units of which shards are to do, from the shards and the commits alone.
+
+Nothing here grows with the number of images, only with shards and units.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from birder_ray.commit import Ledger, Record
+from birder_ray.errors import ConfigError
+from birder_ray.schema import ERRORS
+from birder_ray.source.base import Shard
+
+UNITS_PER_TASK = 4
+"""Units of a shard with random access that one read task takes on; the shard's others are read side by side."""
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def unit_prefix(recipe: str, shard: Shard) -> str:
+    """What the names of a shard's units begin with: a readable bit of its path, and a hash of recipe, path and content.
+
+    The recipe is part of it so that a run that replaces another never writes over what it has yet to replace.
+    """
+    readable = _UNSAFE.sub("_", shard.name.rpartition("/")[2])[:40].strip("._-") or "shard"
+    identity = "\x1f".join((recipe, shard.name, shard.fingerprint))
+    return f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def unit_name(prefix: str, number: int) -> str:
+    """Name of the `number`-th unit of a shard."""
+    return f"{prefix}-{number:06d}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one read task is to do: units `first`, `first + 1`, ... of a shard, except those in `done`.
+
+    Args:
+        stop: one past the last unit to do; None: to the end of the shard, wherever it is.
+        units: one past the shard's last unit, where known.
+        sample_stop: the run's --limit ends before this index of the shard.
+    """
+
+    shard: Shard
+    prefix: str
+    unit_rows: int
+    first: int = 0
+    stop: int | None = None
+    units: int | None = None
+    done: frozenset[int] = frozenset()
+    sample_stop: int | None = None
+
+    def todo(self, number: int) -> bool:
+        """Whether this work includes unit `number`."""
+        return self.first <= number and (self.stop is None or number < self.stop) and number not in self.done
+
+
+@dataclass
+class Plan:
+    """Work to do, and what is known so far.
+
+    Args:
+        work: in order of the shards. done: committed units of the plan. redo: committed units to do once more.
+        foreign: committed units of other recipes or of inputs that are not in the source (any more).
+        units_todo: None where shards must be read to tell. samples: in the whole plan, None likewise.
+    """
+
+    work: list[Work] = field(default_factory=list)
+    done: set[str] = field(default_factory=set)
+    redo: set[str] = field(default_factory=set)
+    foreign: set[str] = field(default_factory=set)
+    units_todo: int | None = 0
+    samples: int | None = 0
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """What the commits say of one shard: numbers of its units, those to redo, and the record of the last."""
+
+    units: frozenset[int] = frozenset()
+    redo: frozenset[int] = frozenset()
+    last: Record | None = None
+
+    def done(self, sample_stop: int | None, unit_rows: int) -> frozenset[int]:
+        """Units that need nothing more; one cut by another --limit does."""
+        if self.last and self.last.limited and max(self.units) * unit_rows + self.last.samples != sample_stop:
+            return self.units - self.redo - {max(self.units)}
+        return self.units - self.redo
+
+
+def make_plan(
+    shards: Sequence[Shard],
+    recipe: str,
+    unit_rows: int,
+    ledger: Ledger,
+    limit: int | None = None,
+    count: Callable[[Shard, int], int] | None = None,
+    redo_errors: bool = False,
+) -> Plan:
+    """Compare the shards with the commits.
+
+    Args:
+        recipe: key of the recipe. unit_rows: samples per unit.
+        limit: score only the first so many samples; needs `count(shard, at_most)`.
+        redo_errors: units with quarantined samples are done once more.
+
+    Raises:
+        ConfigError: a commit record is damaged.
+    """
+    plan = Plan()
+    prefixes = [unit_prefix(recipe, shard) for shard in shards]
+    progress = _progress(prefixes, ledger, redo_errors, plan)
+    left = limit
+    for shard, prefix in zip(shards, prefixes, strict=True):
+        sample_stop = None
+        if left is not None:
+            if left == 0:
+                break
+            assert count is not None, "a limit needs a way to count"
+            size = shard.count if shard.count is not None else count(shard, left)
+            sample_stop = left if size >= left else None
+            left -= min(left, size)
+        _add(plan, shard, prefix, unit_rows, progress.get(prefix, _Progress()), sample_stop)
+    if limit is not None:
+        plan.samples = limit - (left or 0)
+    return plan
+
+
+def _progress(prefixes: Sequence[str], ledger: Ledger, redo_errors: bool, plan: Plan) -> dict[str, _Progress]:
+    """Sort the commits by shard; those of no shard of the plan are foreign."""
+    known = set(prefixes)
+    units: dict[str, set[int]] = defaultdict(set)
+    for unit in ledger.units():
+        prefix, _, number = unit.rpartition("-")
+        if prefix in known and number.isdigit():
+            units[prefix].add(int(number))
+        else:
+            plan.foreign.add(unit)
+    failed = ledger.parts(ERRORS) if redo_errors else set()
+    begun = sorted(units)
+    try:
+        lasts = list(ledger.records(unit_name(prefix, max(units[prefix])) for prefix in begun))
+    except ValueError as error:
+        raise ConfigError(f"damaged commit record {error}; delete that file and run again to redo its unit") from None
+    return {
+        prefix: _Progress(
+            frozenset(units[prefix]), frozenset(n for n in units[prefix] if unit_name(prefix, n) in failed), last
+        )
+        for prefix, last in zip(begun, lasts, strict=True)
+    }
+
+
+def _add(
+    plan: Plan, shard: Shard, prefix: str, unit_rows: int, progress: _Progress, sample_stop: int | None
+) -> None:
+    done = progress.done(sample_stop, unit_rows)
+    units = None
+    if shard.count is not None:
+        units = max(1, -(-shard.count // unit_rows))  # a shard without samples has one unit, to say so
+        if plan.samples is not None:
+            plan.samples += shard.count
+    else:
+        plan.samples = None
+        if progress.last and progress.last.end and max(progress.units) in done:
+            units = max(progress.units) + 1
+    stop = units
+    if sample_stop is not None:
+        stop = -(-sample_stop // unit_rows)
+        done = frozenset(n for n in done if n < stop)
+    plan.done |= {unit_name(prefix, n) for n in done}
+    plan.redo |= {unit_name(prefix, n) for n in progress.units - done if stop is None or n < stop}
+
+    if stop is None:
+        first = next(n for n in range(len(done) + 1) if n not in done)
+        plan.units_todo = None
+        plan.work.append(Work(shard, prefix, unit_rows, first, None, units, done, sample_stop))
+        return
+    todo = [n for n in range(stop) if n not in done]
+    if plan.units_todo is not None:
+        plan.units_todo += len(todo)
+    per_task = UNITS_PER_TASK if shard.count is not None and shard.format != "tar" else len(todo)
+    for at in range(0, len(todo), max(per_task, 1)):
+        part = todo[at : at + per_task]
+        plan.work.append(Work(shard, prefix, unit_rows, part[0], part[-1] + 1, units, done, sample_stop))

@@ -1,0 +1,188 @@
+"""Ray: starting it, asking it for hardware, and the Ray Data chain of the three remote steps."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from birder_ray.chunk import Chunk
+from birder_ray.config import RunConfig
+from birder_ray.errors import BirderRayError, ConfigError, RunFailed
+from birder_ray.guard import AttemptBook, Key, guarded
+from birder_ray.plan import Work
+from birder_ray.read import read_chunks
+from birder_ray.schema import DECODE, INFER
+from birder_ray.sizes import Sizes
+
+if TYPE_CHECKING:  # torch is loaded where it is used: in the actors
+    from birder_ray.preprocess import InputSpec
+
+_GIB = 1024**3
+_NO_PROGRESS_S = 600
+
+
+@contextmanager
+def session(address: str | None) -> Iterator[dict[str, float]]:
+    """Ray for the length of a run: a private local one, or a cluster's.
+
+    Args:
+        address: None for a private Ray, shut down afterwards; `auto` or `host:port` to attach to a cluster.
+
+    Yields:
+        The cluster's resources, e.g. `{"CPU": 16.0, "GPU": 1.0}`.
+
+    Raises:
+        ConfigError: no cluster answers at `address`.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns on every machine without GPUs
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    attached = ray.is_initialized()
+    if not attached:
+        local = {"object_store_memory": 2 * _GIB, "include_dashboard": False} if address is None else {}
+        try:
+            ray.init(address=address or "local", logging_level="error", log_to_driver=False, **local)
+        except ConnectionError:
+            raise ConfigError(f"no Ray cluster answers at {address}; leave out --ray-address to run locally") from None
+    try:
+        yield ray.cluster_resources()
+    finally:
+        if not attached:
+            ray.shutdown()
+
+
+@ray.remote(num_cpus=0)
+class _AttemptActor(AttemptBook):
+    """The attempt book in a process of its own, which outlives the actors whose deaths it counts."""
+
+
+@dataclass(frozen=True)
+class _RemoteAttempts:
+    """`Attempts` backed by the attempt actor."""
+
+    actor: Any
+
+    def begin(self, key: Key) -> tuple[int, frozenset[int]]:
+        return ray.get(self.actor.begin.remote(key))  # type: ignore[no-any-return]
+
+    def at(self, key: Key, index: int | None) -> None:
+        ray.get(self.actor.at.remote(key, index))
+
+    def end(self, key: Key) -> None:
+        self.actor.end.remote(key)
+
+
+class _PreprocessActor:
+    """Ray Data's callable around `Preprocess`."""
+
+    def __init__(self, spec: "InputSpec", attempts: _RemoteAttempts):
+        from birder_ray.preprocess import Preprocess
+
+        self.preprocess = Preprocess(spec, threads=1)
+        self.attempts = attempts
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        for row in range(block.num_rows):
+            yield guarded(DECODE, self.preprocess, self.attempts, Chunk.from_table(block, row)).to_table()
+
+
+class _InferActor:
+    """Ray Data's callable around `Infer`."""
+
+    def __init__(self, options: dict[str, Any], attempts: _RemoteAttempts):
+        from birder_ray.infer import Infer
+
+        self.infer = Infer(**options)
+        self.attempts = attempts
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        for row in range(block.num_rows):
+            yield guarded(INFER, self.infer, self.attempts, Chunk.from_table(block, row)).to_table()
+
+
+def stream(
+    work: Sequence[Work], config: RunConfig, spec: "InputSpec", weights_sha256: str, sizes: Sizes
+) -> Iterator[Chunk]:
+    """Scored chunks of `work`, in whatever order they are ready.
+
+    Args:
+        spec: what an input image must look like. weights_sha256: the weights every actor must load.
+
+    Raises:
+        BirderRayError: what a step raised on purpose. RunFailed: anything else that ended the chain.
+    """
+    source, rows = config.source, sizes.chunk_rows
+
+    def read(block: pa.Table) -> Iterator[pa.Table]:
+        for at in block.column("work").to_pylist():
+            for chunk in read_chunks(ray.get(todo)[at], source, rows):
+                yield chunk.to_table()
+
+    todo = ray.put(list(work))
+    attempts = _RemoteAttempts(_AttemptActor.remote())
+    infer_options = {
+        "model": config.model,
+        "outputs": config.outputs,
+        "compute": config.compute,
+        "threads": sizes.inference_threads,
+        "batch_size": sizes.batch_size,
+        "sha256": weights_sha256,
+    }
+    _configure()
+    arrow: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
+    chain = (
+        ray.data.from_items([{"work": i} for i in range(len(work))], override_num_blocks=len(work))
+        .map_batches(read, num_cpus=sizes.reader_cpus, concurrency=sizes.readers, **arrow)
+        .map_batches(
+            _PreprocessActor,
+            fn_constructor_args=(spec, attempts),
+            num_cpus=sizes.preprocess_cpus,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=sizes.preprocess_actors),
+            **arrow,
+        )
+        .map_batches(
+            _InferActor,
+            fn_constructor_args=(infer_options, attempts),
+            num_cpus=sizes.inference_cpus,
+            num_gpus=sizes.gpus_per_actor,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=sizes.inference_actors, initial_size=sizes.inference_actors),
+            **arrow,
+        )
+    )
+    try:
+        for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in range(block.num_rows):
+                yield Chunk.from_table(block, row)
+    except BirderRayError:
+        raise
+    except Exception as error:
+        raise _explained(error) from error
+
+
+def _configure() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = 1024**2  # a block is a chunk
+    context.max_errored_blocks = 0
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    context.execution_options.preserve_order = False
+    context.execution_options.verbose_progress = False
+
+
+def _explained(error: BaseException) -> BirderRayError:
+    """Our own exception from under Ray's, or a RunFailed with the last line of what happened."""
+    innermost, link = error, error
+    while link is not None:
+        innermost = link
+        if isinstance(link, BirderRayError):
+            return link
+        link = getattr(link, "cause", None) or link.__cause__  # type: ignore[assignment]
+    lines = [line for line in str(innermost).splitlines() if line.strip()] or [repr(innermost)]
+    return RunFailed(f"a remote step failed: {type(innermost).__name__}: {lines[-1].strip()}; run again to resume")

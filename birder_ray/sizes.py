@@ -1,0 +1,75 @@
+"""How many actors of which size: from what the cluster has, so that read, preprocess and infer always fit at once."""
+
+from dataclasses import dataclass
+from math import floor
+
+from birder_ray.config import ComputeConfig
+
+_CORES_PER_ACTOR = 4
+"""Cores of one inference actor on a machine without GPUs: more threads than that gain little, more actors cost memory."""
+
+_MOST_READERS = 32
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a run starts. `*_cpus` and `gpus_per_actor` are Ray's logical resources, per task or actor.
+
+    Args:
+        chunk_rows: images that travel together. batch_size: images per forward pass, at most `chunk_rows`.
+        inference_threads: torch threads of an inference actor.
+    """
+
+    readers: int
+    reader_cpus: float
+    preprocess_actors: int
+    preprocess_cpus: float
+    inference_actors: int
+    inference_cpus: float
+    gpus_per_actor: float
+    inference_threads: int
+    batch_size: int
+    chunk_rows: int
+
+
+def choose_sizes(cpus: float, gpus: float, compute: ComputeConfig, tasks: int) -> Sizes:
+    """Sizes for a cluster of so many logical `cpus` and `gpus` and a job of `tasks` read tasks.
+
+    An eighth of the cores is the readers'. With GPUs the rest decodes, but for a core per GPU; without, six eighths
+    compute and one decodes. Whatever number of actors is asked for shares its part.
+    """
+    gpus_per_actor = compute.gpus_per_actor
+    if gpus_per_actor == "auto":
+        gpus_per_actor = 1.0 if gpus >= 1 else 0.0
+    if gpus_per_actor:
+        inference = max(1, floor(gpus / gpus_per_actor + 1e-9))
+        inference_part = min(float(inference), cpus / 4)
+        preprocess_part = cpus * 7 / 8 - inference_part
+        preprocess = max(1, floor(preprocess_part))
+        batch_size, chunk_rows = 128, 128
+    else:
+        inference = preprocess = max(1, floor(cpus / _CORES_PER_ACTOR))
+        inference_part, preprocess_part = cpus * 6 / 8, cpus / 8
+        batch_size, chunk_rows = 16, 32
+    inference = inference if compute.inference_actors == "auto" else compute.inference_actors
+    preprocess = preprocess if compute.preprocess_actors == "auto" else compute.preprocess_actors
+    batch_size = batch_size if compute.batch_size == "auto" else compute.batch_size
+    readers = max(1, min(tasks, 2 * preprocess, _MOST_READERS))
+    return Sizes(
+        readers=readers,
+        reader_cpus=min(0.25, _share(cpus / 8, readers)),
+        preprocess_actors=preprocess,
+        preprocess_cpus=min(1.0, _share(preprocess_part, preprocess)),
+        inference_actors=inference,
+        inference_cpus=_share(inference_part, inference),
+        gpus_per_actor=gpus_per_actor,
+        inference_threads=max(1, floor((inference_part if gpus_per_actor else cpus) / inference)),
+        batch_size=batch_size,
+        chunk_rows=max(chunk_rows, batch_size),
+    )
+
+
+def _share(cpus: float, actors: int) -> float:
+    """CPUs of each; Ray takes hundredths below 1 and whole numbers above."""
+    each = cpus / actors
+    return float(floor(each)) if each >= 1 else max(0.01, floor(each * 100) / 100)
