@@ -10,7 +10,7 @@ from birder_ray.chunk import Chunk
 from birder_ray.commit import Ledger, Record
 from birder_ray.errors import RunFailed
 from birder_ray.manifest import Recipe
-from birder_ray.schema import ERRORS_SCHEMA
+from birder_ray.schema import ERRORS_SCHEMA, WHOLE_SHARD
 from birder_ray.storage import redact
 
 _WRITERS = 4
@@ -94,11 +94,10 @@ class Collector:
 
     def _write(self, chunks: list[Chunk]) -> Record:
         unit, shard, end = chunks[0].unit, chunks[0].shard, chunks[-1].end
-        errors = pa.Table.from_pylist(
-            [{"shard": shard, **vars(e)} for chunk in chunks for e in chunk.errors], ERRORS_SCHEMA
-        )
-        # the shard's own row (index -1) comes last, after the samples it follows
-        order = sorted(range(errors.num_rows), key=lambda row: (errors["index"][row].as_py() < 0, errors["index"][row].as_py()))
+        failed = [error for chunk in chunks for error in chunk.errors]
+        failed.sort(key=lambda error: (error.index == WHOLE_SHARD, error.index))  # the shard's own row comes last
+        errors = pa.Table.from_pylist([{"shard": shard, **vars(error)} for error in failed], ERRORS_SCHEMA)
+        damaged = bool(failed) and failed[-1].index == WHOLE_SHARD
         samples = sum(len(chunk.samples) + len(chunk.errors) for chunk in chunks)
         if unit in self.redo:
             self.ledger.retract(unit)
@@ -107,9 +106,9 @@ class Collector:
             shard,
             self.recipe,
             {name: _joined(name, chunks) for name in self.recipe.tables},
-            errors.take(order),
+            errors,
             end=end,
-            limited=not end and samples < self.unit_rows,
+            limited=not end and not damaged and samples < self.unit_rows,
             seconds={
                 step: sum(chunk.seconds.get(step, 0.0) for chunk in chunks)
                 for step in sorted({step for chunk in chunks for step in chunk.seconds})

@@ -2,16 +2,16 @@
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from birder_ray.backbone import Backbone, resolve
-from birder_ray.chunk import Chunk, Sample
+from birder_ray.chunk import Chunk
 from birder_ray.config import ComputeConfig, ModelConfig, OutputsConfig
 from birder_ray.errors import RunFailed, SampleError
 from birder_ray.pooling import pool
@@ -25,13 +25,15 @@ from birder_ray.schema import (
     features_schema,
     predictions_schema,
 )
+from birder_ray.tables import Columns, build, to_ipc
 
 logger = logging.getLogger(__name__)
 
-_BATCH_SIZE = {"cpu": 16, "cuda": 256}
+FINITE = "finite"
 
-Columns = dict[str, np.ndarray]
-"""Output arrays by column name, one row per image."""
+_BATCH_SIZE = {"cpu": 16, "cuda": 256}
+_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
+_NON_FINITE = SampleError("NonFiniteOutput", "the network gave NaN or infinite values for this image")
 
 
 class Infer:
@@ -83,8 +85,10 @@ class Infer:
         )
         if outputs.predictions:
             self.backbone.require_classes()
-        self.batch_size = batch_size or _BATCH_SIZE[self.backbone.device.type]
+        self.device = self.backbone.device
+        self.batch_size = batch_size or _BATCH_SIZE[self.device.type]
         self.schemas = self._schemas()
+        self._needs_plain_pass = bool(outputs.embeddings or outputs.features or not model.tta)
 
     def describe(self) -> dict[str, Any]:
         """What the driver records about the loaded model; plain JSON types."""
@@ -100,13 +104,106 @@ class Infer:
         """
         start = time.perf_counter()
         assert chunk.images is not None, "infer follows preprocess"
+        if not len(chunk.images):
+            tables = {name: to_ipc(schema.empty_table()) for name, schema in self.schemas.items()}
+            return chunk.after(INFER, time.perf_counter() - start, [], [], tables=tables)
         columns = self._score(chunk.images)
-        finite = columns.pop("finite").astype(bool)
-        error = SampleError("NonFiniteOutput", "the network gave NaN or infinite values for this image")
-        errors = [s.failed(INFER, error) for s, ok in zip(chunk.samples, finite, strict=True) if not ok]
-        samples = [s for s, ok in zip(chunk.samples, finite, strict=True) if ok]
+        finite = columns.pop(FINITE)
+        samples = [sample for sample, good in zip(chunk.samples, finite, strict=True) if good]
+        errors = [s.failed(INFER, _NON_FINITE) for s, good in zip(chunk.samples, finite, strict=True) if not good]
         columns = {name: values[finite] for name, values in columns.items()}
         tables = {
-            name: _to_ipc(self._table(schema, chunk.shard, samples, columns)) for name, schema in self.schemas.items()
+            name: to_ipc(build(schema, chunk.shard, samples, columns, self.backbone.class_names))
+            for name, schema in self.schemas.items()
         }
         return chunk.after(INFER, time.perf_counter() - start, samples, errors, tables=tables)
+
+    def _score(self, images: np.ndarray) -> Columns:
+        parts: list[Columns] = []
+        done = 0
+        while done < len(images) or not parts:
+            part = self._try(images[done : done + self.batch_size])
+            if part is None:
+                self._halve()
+            else:
+                parts.append(part)
+                done += self.batch_size
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _try(self, images: np.ndarray) -> Columns | None:
+        """None if the device's memory does not hold the batch."""
+        try:
+            return self._batch(images)
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+                raise
+            return None  # the error keeps the batch's tensors alive: it must be gone before anything is retried
+
+    def _halve(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.batch_size == 1:
+            height, width = self.backbone.size
+            raise RunFailed(f"out of memory on {self.device} with a single {width} x {height} px image")
+        self.batch_size = (self.batch_size + 1) // 2
+        logger.warning("out of memory: going on with batches of %d", self.batch_size)
+
+    @torch.inference_mode()
+    def _batch(self, pixels: np.ndarray) -> Columns:
+        rows = len(pixels)
+        if self.backbone.compiled and rows < self.batch_size:  # another shape would be compiled anew
+            pixels = np.concatenate([pixels, np.zeros((self.batch_size - rows, *pixels.shape[1:]), pixels.dtype)])
+        images = self._normalised(pixels)
+        results: dict[str, torch.Tensor] = {}
+        if self._needs_plain_pass:
+            plain = self.backbone.forward(images)
+            if self.outputs.embeddings:
+                results["embedding"] = plain.embedding.to(getattr(torch, self.outputs.embeddings.dtype))
+            if self.outputs.features:
+                for level, x in plain.levels.items():
+                    for pooling, vector in pool(x, self.outputs.features.pooling).items():
+                        results[feature_column(level, pooling)] = vector
+        if self.outputs.predictions:
+            logits = [self.backbone.logits(crop) for crop in _five_crops(images)] if self.tta else [plain.logits]
+            results |= self._predictions(torch.stack(logits).float())
+        results[FINITE] = torch.stack([torch.isfinite(x).flatten(1).all(dim=1) for x in results.values()]).all(dim=0)
+        return {name: values[:rows].cpu().numpy() for name, values in results.items()}
+
+    def _normalised(self, pixels: np.ndarray) -> torch.Tensor:
+        """The very operations of birder's transform, so that the network's input is the same bit for bit."""
+        host = torch.empty(pixels.shape, dtype=_DTYPES[pixels.dtype.name], pin_memory=self.device.type == "cuda")
+        host.numpy()[...] = pixels
+        images = host.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        return F.normalize(F.to_dtype(images, torch.float32, scale=True), self.backbone.mean, self.backbone.std)
+
+    def _predictions(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Columns of predictions from (crops, B, classes): the mean of the crops' probabilities, as birder's TTA."""
+        options = self.outputs.predictions
+        assert options is not None
+        probabilities = logits.softmax(dim=2).mean(dim=0)
+        ordered, order = probabilities.sort(dim=1, descending=True, stable=True)  # ties: the lower index first
+        results = {
+            "top_indices": order[:, : options.top_k].to(torch.int32),
+            "top_probabilities": ordered[:, : options.top_k],
+            "entropy": torch.special.entr(probabilities).sum(dim=1, keepdim=True),
+        }
+        if options.logits:
+            results["logits"] = logits.mean(dim=0)
+        return results
+
+    def _schemas(self) -> dict[str, pa.Schema]:
+        schemas = {}
+        if self.outputs.predictions:
+            schemas[PREDICTIONS] = predictions_schema(self.backbone.num_classes, self.outputs.predictions.logits)
+        if self.outputs.embeddings:
+            schemas[EMBEDDINGS] = embeddings_schema(self.backbone.embedding_size, self.outputs.embeddings.dtype)
+        if self.outputs.features:
+            schemas[FEATURES] = features_schema(self.backbone.levels, self.outputs.features.pooling)
+        return schemas
+
+
+def _five_crops(images: torch.Tensor) -> list[torch.Tensor]:
+    """birder's test-time augmentation: corners and centre at 0.8 of each side, resized back."""
+    height, width = images.shape[-2:]
+    crops = F.five_crop(images, [int(height * 0.8), int(width * 0.8)])
+    return [F.resize(crop, [height, width], InterpolationMode.BICUBIC, antialias=True) for crop in crops]

@@ -99,26 +99,32 @@ def versions() -> dict[str, str]:
     return found
 
 
+def told(config: RunConfig) -> dict[str, Any]:
+    """`config` as JSON without secrets: of storage options the names only, of URLs no credentials."""
+    fields = config.model_dump(mode="json")
+    fields["source"]["uri"] = [redact(uri) for uri in config.source.uri]
+    fields["source"]["options"] = sorted(config.source.options)
+    fields["destination_options"] = sorted(config.destination_options)
+    fields["destination"] = redact(config.destination)
+    fields["model"]["name"] = redact(config.model.name)
+    return fields
+
+
 def new_manifest(config: RunConfig, recipe: Recipe, model: ModelFacts, shards: Sequence[Any]) -> dict[str, Any]:
-    """`manifest.json` of a run that begins; option values, which may be secrets, are left out.
+    """`manifest.json` of a run that begins.
 
     Args:
         shards: the source's shards, each with `name`, `uri`, `size` and `fingerprint`.
     """
-    told = config.model_dump(mode="json")
-    told["source"]["uri"] = [redact(uri) for uri in config.source.uri]
-    told["source"]["options"] = sorted(config.source.options)
-    told["destination_options"] = sorted(config.destination_options)
-    told["destination"] = redact(config.destination)
-    told["model"]["name"] = redact(config.model.name)
     return {
         "schema_version": SCHEMA_VERSION,
         "recipe": asdict(recipe),
         "model": asdict(model) | {"name": redact(model.name)},
         "unit_rows": config.compute.unit_rows,
-        "config": told,
+        "config": told(config),
         "versions": versions(),
         "created": now(),
+        "finished": None,
         "inputs": [
             {"name": s.name, "uri": redact(s.uri), "size": s.size, "fingerprint": s.fingerprint} for s in shards
         ],

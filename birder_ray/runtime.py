@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ if TYPE_CHECKING:  # torch is loaded where it is used: in the actors
     from birder_ray.preprocess import InputSpec
 
 _GIB = 1024**3
+_QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns on every machine without GPUs
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ side writes to our standard error
+}
 _NO_PROGRESS_S = 600
 
 
@@ -40,14 +45,16 @@ def session(address: str | None) -> Iterator[dict[str, float]]:
     Raises:
         ConfigError: no cluster answers at `address`.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns on every machine without GPUs
+    for setting, value in _QUIET.items():
+        os.environ.setdefault(setting, value)
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     attached = ray.is_initialized()
     if not attached:
         local = {"object_store_memory": 2 * _GIB, "include_dashboard": False} if address is None else {}
         try:
-            ray.init(address=address or "local", logging_level="error", log_to_driver=False, **local)
+            with _silent_stderr():  # where Ray says which log level it was told to use
+                ray.init(address=address or "local", logging_level="error", log_to_driver=False, **local)
         except ConnectionError:
             raise ConfigError(f"no Ray cluster answers at {address}; leave out --ray-address to run locally") from None
     try:
@@ -55,6 +62,20 @@ def session(address: str | None) -> Iterator[dict[str, float]]:
     finally:
         if not attached:
             ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Standard error of this process and its children to nowhere; exceptions still tell what goes wrong."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @ray.remote(num_cpus=0)

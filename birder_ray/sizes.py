@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import floor
 
 from birder_ray.config import ComputeConfig
+from birder_ray.schema import DECODE, INFER, READ
 
 _CORES_PER_ACTOR = 4
 """Cores of one inference actor on a machine without GPUs: more threads than that gain little, more actors cost memory."""
@@ -30,6 +31,11 @@ class Sizes:
     inference_threads: int
     batch_size: int
     chunk_rows: int
+
+    @property
+    def workers(self) -> dict[str, int]:
+        """Most workers at once, by step."""
+        return {READ: self.readers, DECODE: self.preprocess_actors, INFER: self.inference_actors}
 
 
 def choose_sizes(cpus: float, gpus: float, compute: ComputeConfig, tasks: int) -> Sizes:

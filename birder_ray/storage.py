@@ -188,6 +188,14 @@ class Folder:
         except FileNotFoundError:
             return
 
+    def sweep(self, folder: str) -> None:
+        """Delete what crashes left half-written in `folder`. Only for the owner of the destination."""
+        if not self.local or not os.path.isdir(self.at(folder)):
+            return
+        for name in os.listdir(self.at(folder)):
+            if name.endswith(".tmp"):
+                os.unlink(self.at(f"{folder}/{name}"))
+
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False).encode())
 

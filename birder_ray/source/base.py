@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from birder_ray.chunk import Sample
 from birder_ray.config import SourceConfig
@@ -11,6 +11,11 @@ from birder_ray.errors import SampleError
 
 Wanted = Callable[[int], bool]
 """Whether the bytes of the sample at this index are wanted; others are stepped over as cheaply as the format allows."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+
+SEQUENTIAL: dict[str, Any] = {"block_size": 8 << 20, "cache_type": "background", "cache_options": {"maxblocks": 3}}
+"""How to open a remote shard: the next block is fetched while this one is worked on."""
 
 Item = tuple[Sample, bytes | SampleError]
 """A sample with its encoded bytes, or with why it could not be read."""
@@ -57,3 +62,8 @@ class Format(Protocol):
 def fingerprint(*facts: object) -> str:
     """Short hash of what identifies a file's content."""
     return hashlib.sha256("\x1f".join(map(str, facts)).encode()).hexdigest()[:16]
+
+
+def hidden(path: str) -> bool:
+    """Whether `path` is an operating system's leftover: a part of it starts with a dot, or is `__MACOSX`."""
+    return any(part == "__MACOSX" or (part.startswith(".") and part.strip(".")) for part in path.split("/"))

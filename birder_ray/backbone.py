@@ -1,0 +1,343 @@
+"""birder, behind one door: names to weights, weights to a network, images to every output in one pass.
+
+The only module that imports birder (besides the test doubles).
+"""
+
+import difflib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import birder
+import torch
+from birder.common import cli, fs_ops, lib
+from birder.conf import settings
+from birder.model_registry import Task, registry
+
+from birder_ray import weights as files
+from birder_ray.config import ModelConfig
+from birder_ray.errors import ConfigError
+from birder_ray.taps import Levels, close, find_taps, install
+
+logger = logging.getLogger(__name__)
+
+_RENAMED = {"hieradet_small_dino-v2": "hieradet_d_small_dino-v2"}
+"""Prefixes of names that birder 0.3.2 changed. `hieradet_small` now is another network of the same shapes, so such a
+file would load and give wrong numbers."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint on this machine.
+
+    Args:
+        path: local file. sha256: of its bytes. name: as the user gave it, without folder and suffix.
+        network: birder's name of the architecture. reparameterized: None if not known.
+        size: height and width in pixels that it was saved for. channels: of the input. num_classes: 0 if it has none.
+    """
+
+    path: str
+    sha256: str
+    name: str
+    network: str
+    reparameterized: bool | None
+    size: tuple[int, int]
+    channels: int
+    num_classes: int
+
+
+def resolve(model: ModelConfig) -> Weights:
+    """Find the weights of `model` on this machine, downloading them if need be.
+
+    Raises:
+        ConfigError: unknown name, no file, damaged file, or a kind of model that is not supported.
+    """
+    if files.is_reference(model.name):
+        path = files.from_reference(model.name)
+        name, reparameterized = path.stem, None
+        network = model.network or _network_of(name)
+        if network is None:
+            raise ConfigError(f"{path}: the file name does not begin with a birder network; pass --network")
+    else:
+        name = _current_name(model.name)
+        metadata = registry.get_pretrained_metadata(name) if registry.pretrained_exists(name) else None
+        path = _find(model, name, metadata)
+        net = metadata["net"] if metadata else {}
+        network = model.network or net.get("network") or _network_of(name)
+        reparameterized = net.get("reparameterized", False) if metadata else None
+    if not registry.exists(network, task=Task.IMAGE_CLASSIFICATION):
+        raise ConfigError(f"{network}: no such birder network{_suggest(network, _networks())}")
+    if "naflex" in network:
+        raise ConfigError(f"{network}: networks of native aspect ratio (NaFlex) are not supported")
+    header = files.read_header(path)
+    if header.task not in (None, Task.IMAGE_CLASSIFICATION):
+        raise ConfigError(f"{path}: a model for {header.task}; only image classification is supported")
+    return Weights(
+        path=str(path),
+        sha256=files.sha256_file(path),
+        name=name,
+        network=network,
+        reparameterized=reparameterized,
+        size=header.size,
+        channels=header.channels,
+        num_classes=header.num_classes,
+    )
+
+
+def _find(model: ModelConfig, name: str, metadata: Any) -> Path:
+    models_dir = Path(os.environ.get("MODELS_DIR") or settings.MODELS_DIR)
+    formats = metadata["formats"] if metadata else {}
+    known = {f".{kind}": entry["sha256"] for kind, entry in formats.items() if f".{kind}" in files.SUFFIXES}
+    if metadata and metadata["task"] != Task.IMAGE_CLASSIFICATION:
+        raise ConfigError(f"{name}: a model for {metadata['task']}; only image classification is supported")
+    if metadata and not known:
+        raise ConfigError(f"{name}: published only as {', '.join(formats)}, which is not supported")
+
+    def download(file: str, path: Path) -> None:
+        _, url = lib.get_pretrained_model_url(name, Path(file).suffix[1:])
+        cli.download_file(url, path, progress_bar=False)
+
+    found = files.from_name(
+        (name, model.name) if model.name != name else (name,),
+        models_dir,
+        model.weights_mirror,
+        known,
+        download if metadata else None,
+    )
+    if found is None or (metadata is None and _network_of(name) is None and model.network is None):
+        names = registry.list_pretrained_models(task=Task.IMAGE_CLASSIFICATION)
+        raise ConfigError(
+            f"{model.name}: birder {birder.__version__} has no pretrained model of this name"
+            f"{_suggest(model.name, names)}; a file of one's own goes to {models_dir / model.name}.pt"
+        )
+    return found
+
+
+def _current_name(name: str) -> str:
+    for old, new in _RENAMED.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def _networks() -> list[str]:
+    return [*registry.list_models(task=Task.IMAGE_CLASSIFICATION), *registry.name_aliases]
+
+
+def _network_of(name: str) -> str | None:
+    """The longest network name that begins `name`; birder's files are called `<network>_<tag>`."""
+    name = _current_name(name).lower()
+    candidates = [network for network in _networks() if name == network or name.startswith(f"{network}_")]
+    return max(candidates, key=len, default=None)
+
+
+def _suggest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+Heads = tuple[torch.Tensor, torch.Tensor]
+"""Logits (B, classes) and embedding (B, D)."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one batch of B images gives, in the network's dtype.
+
+    Args:
+        logits: (B, classes); without meaning for a network without classifier. embedding: (B, D).
+        levels: (B, C, L) by feature level.
+    """
+
+    logits: torch.Tensor
+    embedding: torch.Tensor
+    levels: Levels
+
+
+class Backbone:
+    """A network in memory, ready to score.
+
+    Args:
+        weights: what to load.
+        size: input height and width in pixels; None keeps the checkpoint's.
+        dtype: of weights and activations. amp: run under autocast in the device's default low precision.
+        device: torch device. compiled: use torch.compile (tens of seconds at the first batch).
+        levels: feature levels to give; `all`, or names, or none.
+
+    Raises:
+        ConfigError: the checkpoint does not fit the network, or the network the size, or a level is unknown.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        size: tuple[int, int] | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        amp: bool = False,
+        compiled: bool = False,
+        levels: Literal["all"] | tuple[str, ...] = "all",
+    ):
+        self.weights = weights
+        self.device = torch.device(device)
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.amp = amp
+        if self.device.type == "cuda" and self.dtype == torch.float32 and not amp:
+            torch.backends.cudnn.allow_tf32 = False  # its 10-bit mantissa would break the parity that float32 promises
+        net, info = _load(weights)
+        self.size = size or weights.size
+        if self.size != weights.size:
+            _adjust(net, self.size, weights)
+        self.net = net.to(self.device)
+        self.mean, self.std = list(info.rgb_stats["mean"]), list(info.rgb_stats["std"])
+        self.num_classes = weights.num_classes
+        self.class_names = [f"class_{i}" for i in range(self.num_classes)]
+        for name, index in info.class_to_idx.items():
+            self.class_names[index] = name
+        self._sink: Levels = {}
+        with torch.inference_mode():
+            self._plan_passes(levels)
+        self.channels_last = _mostly_convolutions(net)
+        net.to(self.dtype)
+        if self.channels_last:
+            net.to(memory_format=torch.channels_last)
+        self.compiled = compiled
+        self._run = torch.compile(self._pass, dynamic=False) if compiled else self._pass
+
+    def require_classes(self) -> None:
+        """Raises ConfigError if the network has no classifier."""
+        if self.num_classes == 0:
+            raise ConfigError(f"{self.weights.name}: has no classifier; leave predictions out of the outputs")
+
+    def forward(self, images: torch.Tensor) -> Outputs:
+        """Every output of a batch of normalised images, (B, channels, height, width) float32 on the device."""
+        logits, embedding, levels = self._call(images, with_levels=True)
+        return Outputs(logits, embedding, levels)
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, classes) alone, of images as `forward` takes them."""
+        logits: torch.Tensor = self._call(images, with_levels=False)[0]
+        return logits
+
+    def describe(self) -> dict[str, Any]:
+        """What a run records about its model; plain JSON types."""
+        return {
+            "name": self.weights.name,
+            "network": self.weights.network,
+            "sha256": self.weights.sha256,
+            "size": list(self.size),
+            "class_names": self.class_names,
+            "num_classes": self.num_classes,
+            "embedding_size": self.embedding_size,
+            "levels": self.levels,
+            "passes": self.passes,
+            "parameters": sum(p.numel() for p in self.net.parameters()),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "versions": {"birder": birder.__version__, "torch": torch.__version__},
+        }
+
+    def _call(self, images: torch.Tensor, with_levels: bool) -> Any:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        images = images.to(self.dtype).contiguous(memory_format=layout)
+        with torch.autocast(self.device.type, enabled=self.amp):
+            return self._run(images, with_levels)
+
+    def _pass(self, images: torch.Tensor, with_levels: bool) -> tuple[torch.Tensor, torch.Tensor, Levels]:
+        logits, embedding = self._heads(self.net, images)
+        if not with_levels or not self.levels:
+            return logits, embedding, {}
+        levels = self._sink if self._tapped else _reference_levels(self.net, images)
+        return logits, embedding, {name: levels[name] for name in self.levels}
+
+    def _plan_passes(self, wanted: Literal["all"] | tuple[str, ...]) -> None:
+        """Decide how outputs are computed, on a random batch, with the network still in float32."""
+        net = self.net
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn((2, self.weights.channels, *self.size), generator=generator).to(self.device)
+        levels = self._choose_levels(wanted, images)
+        self.levels = {name: x.shape[1] for name, x in levels.items()}
+        logits, embedding = _separate_heads(net, images)
+        self.embedding_size = embedding.shape[1]
+        self._heads = _shared_heads
+        try:
+            taps, shared = find_taps(net, lambda: _shared_heads(net, images), levels)
+        except TypeError:  # `classify` of this network takes more than the embedding
+            taps, shared = {}, None
+        if shared is None or not (close(shared[0], logits) and close(shared[1], embedding)):
+            taps, self._heads = {}, _separate_heads
+        self._tapped = len(taps) == len(levels)
+        if self._tapped:
+            install(net, taps, self._sink)
+        self.passes = 1 + (not self._tapped) + (self._heads is _separate_heads)
+        if self.passes > 1:
+            logger.info("%s: its outputs take %d forward passes per image", self.weights.network, self.passes)
+
+    def _choose_levels(self, wanted: Literal["all"] | tuple[str, ...], images: torch.Tensor) -> Levels:
+        if not wanted:
+            return {}
+        try:
+            levels = _reference_levels(self.net, images)
+        except RuntimeError as error:
+            raise ConfigError(f"{self.weights.network}: has no feature levels ({error}); leave features out") from None
+        for name in () if wanted == "all" else wanted:
+            if name not in levels:
+                raise ConfigError(f"{self.weights.network}: no feature level {name}; it has {', '.join(levels)}")
+        return {name: x for name, x in levels.items() if wanted == "all" or name in wanted}
+
+
+def _shared_heads(net: Any, images: torch.Tensor) -> Heads:
+    embedding = net.embedding_from_features(net.forward_features(images))
+    return net.classify(embedding), embedding.flatten(1)
+
+
+def _separate_heads(net: Any, images: torch.Tensor) -> Heads:
+    return net(images), net.embedding(images).flatten(1)
+
+
+def _load(weights: Weights) -> tuple[Any, fs_ops.ModelInfo]:
+    """Build and fill the network, eval mode, on the CPU; as plain and as reparameterized, whichever fits the file."""
+    first = bool(weights.reparameterized)
+    problem: Exception | None = None
+    for reparameterized in (first, not first):
+        try:
+            return fs_ops.load_model(
+                torch.device("cpu"),
+                weights.network,
+                path=weights.path,
+                reparameterized=reparameterized,
+                inference=True,
+                st=weights.path.endswith(".safetensors"),
+            )
+        except (RuntimeError, AttributeError, KeyError) as error:
+            # A network that cannot be reparameterized raises AttributeError in the second round: keep the first
+            problem = problem or error
+    reason = " ".join(str(problem).split())[:200]
+    raise ConfigError(f"{weights.path}: does not fit the network {weights.network}: {reason}")
+
+
+def _reference_levels(net: Any, images: torch.Tensor) -> Levels:
+    """Feature levels as birder's own API gives them: (B, C, L) by name.
+
+    A network without `detection_features` has one level, `features`, under birder-predict's name for it.
+    """
+    if hasattr(net, "detection_features"):
+        return {name: x.flatten(2) for name, x in net.detection_features(images).items()}
+    tokens = net.flatten_features(net.forward_features(images), include_special_tokens=False)
+    return {"features": tokens.transpose(1, 2)}
+
+
+def _adjust(net: Any, size: tuple[int, int], weights: Weights) -> None:
+    try:
+        net.adjust_size(size)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or "the network does not allow it"
+        raise ConfigError(f"{weights.network}: cannot take {size[0]} x {size[1]} px: {reason}") from None
+
+
+def _mostly_convolutions(net: torch.nn.Module) -> bool:
+    convolutions = sum(m.weight.numel() for m in net.modules() if isinstance(m, torch.nn.Conv2d))
+    return 2 * convolutions > sum(p.numel() for p in net.parameters())

@@ -1,0 +1,95 @@
+"""What the command line shows: a live bar on a terminal, a line a minute in a log file, a short table at the end."""
+
+import sys
+import time
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from birder_ray.errors import BirderRayError
+from birder_ray.progress import Meter, Observer, RunSummary
+
+_LINE_EVERY_S = 60.0
+
+messages = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+results = RichConsole(highlight=False, soft_wrap=True)
+
+
+def fail(error: BirderRayError) -> int:
+    """Print `error` on one line; returns the exit code it asks for."""
+    messages.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}")
+    return error.exit_code
+
+
+def duration(seconds: float) -> str:
+    """`h:mm:ss`, or `m:ss` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _state(meter: Meter) -> str:
+    eta = "?" if meter.eta_s is None else duration(meter.eta_s)
+    busy = " ".join(f"{step} {share:.0%}" for step, share in meter.utilisation.items())
+    return f"{meter.images_per_s:,.1f} images/s · {meter.errors:,} errors · {eta} left · busy: {busy}"
+
+
+class Console(Observer):
+    """Observer of a run for people (standard error)."""
+
+    def __init__(self) -> None:
+        self.bar: Progress | None = None
+        self.meter: Meter | None = None
+        self.next_line = time.monotonic() + _LINE_EVERY_S
+
+    def notice(self, text: str) -> None:
+        messages.print(f"[yellow]note:[/] {escape(text)}")
+
+    def begin(self, meter: Meter) -> None:
+        self.meter = meter
+        if not messages.is_terminal:
+            return
+        columns = (SpinnerColumn(), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self.bar = Progress(*columns, console=messages, transient=True, refresh_per_second=4)
+        self.task = self.bar.add_task("starting the actors", total=meter.total, completed=meter.before)
+        self.bar.start()
+
+    def update(self) -> None:
+        assert self.meter is not None, "begin comes first"
+        meter = self.meter
+        done = meter.before + meter.images + meter.errors
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, description=_state(meter))
+        elif time.monotonic() >= self.next_line:
+            self.next_line = time.monotonic() + _LINE_EVERY_S
+            of = "" if meter.total is None else f" of {meter.total:,}"
+            print(f"{time.strftime('%H:%M:%S')} {done:,}{of} images · {_state(meter)}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def show_summary(summary: RunSummary) -> None:
+    """The table at the end of a run (standard output)."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    nothing_new = summary.units == 0
+    table.add_row("images", f"{summary.total_images:,}" + ("" if nothing_new else f" ({summary.images:,} now)"))
+    kinds = ", ".join(f"{name} {count:,}" for name, count in sorted(summary.error_types.items()))
+    table.add_row("errors", f"{summary.total_errors:,}" + (f" ({escape(kinds)})" if kinds else ""))
+    table.add_row("time", duration(summary.seconds) + (" (everything was done already)" if nothing_new else ""))
+    if not nothing_new:
+        table.add_row("images/s", f"{summary.images_per_s:,.1f} once running")
+        busiest = max(summary.utilisation.items(), key=lambda item: item[1], default=None)
+        if busiest is not None:
+            table.add_row("busiest step", f"{busiest[0]} ({busiest[1]:.0%})")
+    place = escape(summary.destination)
+    table.add_row("outputs", f"{place} ({summary.total_units:,} units, recipe {summary.recipe})")
+    table.add_row("next", f"birder-ray verify {place}")
+    if summary.total_errors:
+        table.add_row("", f"quarantined samples and why: {place}/errors/*.parquet")
+    results.print(table)

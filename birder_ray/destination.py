@@ -1,0 +1,121 @@
+"""A destination's life: whose recipe it holds, when a new one takes over, and what stands in it when a run is over."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from birder_ray import manifest as manifests
+from birder_ray.classes import classes_table
+from birder_ray.commit import CLASSES, SUCCESS, Ledger, Record, encode, part_name
+from birder_ray.config import RunConfig
+from birder_ray.errors import ConfigError
+from birder_ray.manifest import MANIFEST, ModelFacts, Recipe, now
+from birder_ray.plan import Plan
+from birder_ray.schema import ERRORS, OUTPUT_TABLES, part_metadata
+from birder_ray.source.base import Shard
+from birder_ray.storage import redact
+
+
+@dataclass
+class Totals:
+    """Sums over commits; `bytes` by table, `seconds` by step."""
+
+    units: int = 0
+    samples: int = 0
+    rows: int = 0
+    errors: int = 0
+    bytes: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        self.units += 1
+        self.samples += record.samples
+        self.rows += record.rows
+        self.errors += record.errors
+        for table, part in record.parts.items():
+            self.bytes[table] = self.bytes.get(table, 0) + part.bytes
+        for step, spent in record.seconds.items():
+            self.seconds[step] = self.seconds.get(step, 0.0) + spent
+
+
+class Destination:
+    """The destination as one run sees it.
+
+    Args:
+        config, recipe, model, class_names, shards: what this run is about.
+
+    Raises:
+        ConfigError: it holds results of another recipe, and `overwrite` is not set.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        ledger: Ledger,
+        recipe: Recipe,
+        model: ModelFacts,
+        class_names: Sequence[str],
+        shards: Sequence[Shard],
+    ):
+        self.ledger = ledger
+        self.folder = ledger.folder
+        self.recipe = recipe
+        self.config = config
+        self.manifest = manifests.new_manifest(config, recipe, model, shards)
+        stored = manifests.load(self.folder)
+        self.replaces = stored is not None and stored["recipe"]["key"] != recipe.key
+        if stored is not None and self.replaces and not config.run.overwrite:
+            raise ConfigError(
+                f"{redact(self.folder.url)} holds results of another recipe "
+                f"({recipe.difference(stored['recipe']['facts'])}); "
+                f"choose another --output, or replace them with --overwrite"
+            )
+        if stored is not None and not self.replaces:
+            self.manifest |= {"unit_rows": stored["unit_rows"], "created": stored["created"]}
+        self.unit_rows: int = self.manifest["unit_rows"]
+        self.classes = encode(classes_table(class_names), part_metadata(recipe.core, ""))
+        self.adopted = False
+
+    def check(self, plan: Plan) -> None:
+        """Refuse commits of inputs that the source does not hold any more.
+
+        Raises:
+            ConfigError: there are some, and `overwrite` is not set.
+        """
+        if self.replaces or self.config.run.overwrite:
+            return
+        ours = [r for r in self.ledger.records(sorted(plan.foreign)) if r.recipe == self.recipe.key]
+        if ours:
+            raise ConfigError(
+                f"{redact(self.folder.url)} holds {len(ours)} units of inputs that changed or left the source since, "
+                f"e.g. {ours[0].shard}; choose another --output, or start over with --overwrite"
+            )
+
+    def begin(self) -> None:
+        """Before the first unit is written. Another recipe's results stay as they are until this one has a commit."""
+        if not self.replaces:
+            self._adopt()
+
+    def committed(self) -> None:
+        """After a commit."""
+        if not self.adopted:
+            self._adopt()
+
+    def _adopt(self) -> None:
+        self.folder.write_json(MANIFEST, self.manifest)
+        self.folder.write(CLASSES, self.classes)
+        self.folder.delete(SUCCESS)
+        self.adopted = True
+
+    def finish(self, plan: Plan, totals: Totals) -> None:
+        """Every unit of the plan is committed: clear away what is not this run's, and say that it is finished."""
+        if not self.adopted:
+            self._adopt()
+        for unit in sorted(plan.foreign):
+            self.ledger.erase(unit)
+        units = self.ledger.units()
+        for table in (*OUTPUT_TABLES, ERRORS):
+            for unit in self.ledger.parts(table) - units:
+                self.folder.delete(part_name(table, unit))
+            self.folder.sweep(table)
+        self.folder.write_json(MANIFEST, self.manifest | {"finished": now(), "totals": asdict(totals)})
+        self.folder.write_json(SUCCESS, {"recipe": self.recipe.key, "finished": now(), "samples": totals.samples})

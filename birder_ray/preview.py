@@ -1,0 +1,74 @@
+"""`plan`: what a run would do, without doing it; needs neither Ray nor torch."""
+
+import os
+from dataclasses import dataclass
+
+from birder_ray import manifest as manifests
+from birder_ray.commit import Ledger
+from birder_ray.config import RunConfig
+from birder_ray.plan import make_plan
+from birder_ray.sizes import Sizes, choose_sizes
+from birder_ray.source import count_samples, list_shards
+from birder_ray.storage import Folder
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What `plan` found.
+
+    Args:
+        samples, units_todo: None where shards must be read to tell. bytes: size of the source, None likewise.
+        differs: options that differ from those of the results in the destination, which a run would refuse.
+        sizes: the actors that this machine would start, if it has no GPU that Ray sees.
+    """
+
+    shards: int
+    bytes: int | None
+    samples: int | None
+    units_done: int
+    units_todo: int | None
+    units_foreign: int
+    differs: tuple[str, ...]
+    sizes: Sizes
+
+
+def preview(config: RunConfig) -> Preview:
+    """List the source, read the commits, compare.
+
+    Raises:
+        ConfigError: as `run` does for the source and the destination.
+    """
+    shards = list_shards(config.source)
+    folder = Folder(config.destination, config.destination_options)
+    stored = manifests.load(folder)
+    plan = make_plan(
+        shards,
+        stored["recipe"]["key"] if stored else "",
+        stored["unit_rows"] if stored else config.compute.unit_rows,
+        Ledger(folder),
+        config.source.limit,
+        lambda shard, at_most: count_samples(shard, config.source, at_most),
+        config.run.retry_errors,
+    )
+    sizes = [shard.size for shard in shards]
+    return Preview(
+        shards=len(shards),
+        bytes=sum(size for size in sizes if size is not None) if None not in sizes else None,
+        samples=plan.samples,
+        units_done=len(plan.done),
+        units_todo=plan.units_todo,
+        units_foreign=len(plan.foreign),
+        differs=_differences(config, stored["config"]) if stored else (),
+        sizes=choose_sizes(os.cpu_count() or 1, 0, config.compute, max(1, len(plan.work))),
+    )
+
+
+def _differences(config: RunConfig, stored: dict[str, dict[str, object]]) -> tuple[str, ...]:
+    """Options of values, by name; the weights themselves are compared when a run loads them."""
+    told = manifests.told(config)
+    different = []
+    for block in ("model", "outputs"):
+        for name, value in told[block].items():
+            if name != "weights_mirror" and stored[block].get(name) != value:
+                different.append(f"{block}.{name}")
+    return tuple(different)

@@ -1,0 +1,69 @@
+"""Many small reads: in order, several in flight, each failure its own."""
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import fsspec
+
+from birder_ray.errors import SampleError
+from birder_ray.storage import redact, retry
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+WORKERS = 16
+
+
+def prefetch(call: Callable[[T], U], items: Iterable[T], workers: int = WORKERS) -> Iterator[U]:
+    """`call(item)` for each item, in order, with up to twice `workers` results under way or waiting.
+
+    An error of `items` itself is raised after the results of the items before it.
+    """
+    pool = ThreadPoolExecutor(workers)
+    pending: deque[Future[U]] = deque()
+    iterator, failed = iter(items), None
+    try:
+        while True:
+            try:
+                pending.append(pool.submit(call, next(iterator)))
+            except StopIteration:
+                break
+            except Exception as error:
+                failed = error
+                break
+            if len(pending) == 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+        if failed:
+            raise failed
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def fetch(fs: fsspec.AbstractFileSystem, path: str) -> bytes | SampleError:
+    """The encoded bytes of one image, or why there are none."""
+    try:
+        data = bytes(retry(lambda: fs.cat_file(path)))
+    except Exception as error:
+        return SampleError(failure(error), reason(error))
+    return data or SampleError("EmptyFile", "the file has no bytes")
+
+
+def failure(error: BaseException) -> str:
+    """Error type of a failed read: NotFound, Forbidden or ReadFailed."""
+    status = getattr(error, "status", None)
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return "NotFound"
+    if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:
+        return "Forbidden"
+    return "ReadFailed"
+
+
+def reason(error: BaseException) -> str:
+    """One line on `error`; URLs in it lose what may hold credentials."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return re.sub(r"\w+://[^\s'\"]+", lambda match: redact(match[0]), text)

@@ -1,0 +1,38 @@
+"""Directories of image files: one directory is one shard, its images sorted by name."""
+
+from collections.abc import Iterator
+
+from birder_ray.chunk import Sample
+from birder_ray.config import SourceConfig
+from birder_ray.source.base import IMAGE_SUFFIXES, Item, Shard, Wanted, hidden
+from birder_ray.source.fetch import fetch, prefetch
+from birder_ray.source.find import list_folder
+from birder_ray.storage import filesystem, join, redact
+
+
+def read(shard: Shard, config: SourceConfig, start: int, wanted: Wanted) -> Iterator[Item]:
+    """See `Format`. The label is the name of the directory, unless that is the source itself."""
+    fs, folder = filesystem(shard.uri, config.options)
+    names = _names(shard, config)
+    label = shard.name.rpartition("/")[2] or None
+
+    def item(index: int) -> Item:
+        uri = redact(join(shard.uri, names[index])).encode(errors="backslashreplace").decode()
+        path = f"{shard.name}/{uri.rpartition('/')[2]}".removeprefix("/")
+        return Sample(path, index, label, uri), fetch(fs, join(folder, names[index]))
+
+    yield from prefetch(item, filter(wanted, range(start, len(names))))
+
+
+def count(shard: Shard, config: SourceConfig, at_most: int) -> int:
+    """See `Format`."""
+    return min(len(_names(shard, config)), at_most)
+
+
+def _names(shard: Shard, config: SourceConfig) -> list[str]:
+    names = shard.members
+    if names is None:
+        fs, folder = filesystem(shard.uri, config.options)
+        files = (info["name"].rpartition("/")[2] for info in list_folder(fs, folder) if info["type"] == "file")
+        names = tuple(name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not hidden(name))
+    return sorted(names, key=lambda name: name.encode(errors="surrogateescape"))

@@ -1,0 +1,143 @@
+"""WebDataset tars, streamed from the start: consecutive members of one key are a sample."""
+
+import gzip
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import IO, Any, cast
+
+from birder_ray.chunk import Sample
+from birder_ray.config import SourceConfig
+from birder_ray.errors import SampleError, ShardDamaged
+from birder_ray.source.base import IMAGE_SUFFIXES, SEQUENTIAL, Item, Shard, Wanted, hidden
+from birder_ray.storage import open_binary, redact
+
+_LABEL_SUFFIXES = (".cls", ".json", ".txt")
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A regular file of the tar. `suffix` starts at the first dot of the file name; `data` of images and labels."""
+
+    name: str
+    key: str
+    suffix: str
+    data: bytes
+
+
+def read(shard: Shard, config: SourceConfig, start: int, wanted: Wanted) -> Iterator[Item]:
+    """See `Format`.
+
+    Every image of a group is a sample, so that a tar of plain photos loses none; but next to `key.jpg`, images with
+    a longer suffix (`key.mask.png`) are not.
+    """
+    for sample, data in _samples(shard, config):
+        if sample.index >= start and wanted(sample.index):
+            yield sample, data or SampleError("EmptyFile", "the tar member has no bytes")
+
+
+def count(shard: Shard, config: SourceConfig, at_most: int) -> int:
+    """See `Format`. Samples before any damage count."""
+    counted = 0
+    try:
+        for _ in islice(_samples(shard, config), at_most):
+            counted += 1
+    except ShardDamaged:
+        pass
+    return counted
+
+
+def _samples(shard: Shard, config: SourceConfig) -> Iterator[tuple[Sample, bytes]]:
+    index = 0
+    seen: set[str] = set()
+    uri = redact(shard.uri)
+    with _opened(shard, config) as tar:
+        for _, members in groupby(_members(tar), key=lambda member: member.key):
+            group = list(members)
+            label = _label(group, config.label_column)
+            images = [member for member in group if member.suffix in IMAGE_SUFFIXES]
+            for member in images or [member for member in group if member.suffix.endswith(IMAGE_SUFFIXES)]:
+                name = member.name.removeprefix("./").rpartition(".")[0]
+                while name in seen:
+                    name = f"{name}#{index}"
+                seen.add(name)
+                yield Sample(f"{shard.name}/{name}", index, label, f"{uri}#{member.name}"), member.data
+                index += 1
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[_Member]:
+    for member in iter(tar.next, None):
+        tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has met
+        folder, slash, file = member.name.rpartition("/")
+        stem, dot, extension = file.partition(".")
+        suffix = dot + extension.lower()
+        if member.isreg() and suffix and not hidden(member.name):
+            used = suffix in _LABEL_SUFFIXES or suffix.endswith(IMAGE_SUFFIXES)
+            data = cast(IO[bytes], tar.extractfile(member)).read() if used else b""
+            yield _Member(member.name, folder + slash + stem, suffix, data)
+
+
+def _label(group: list[_Member], column: str | None) -> str | None:
+    texts = {
+        member.suffix: member.data.decode(errors="replace").strip()
+        for member in reversed(group)
+        if member.suffix in _LABEL_SUFFIXES
+    }
+    if column is None and ".cls" in texts:
+        return texts[".cls"]
+    try:
+        fields = json.loads(texts.get(".json", "{}"))
+    except ValueError:
+        fields = {}
+    for name in (column,) if column else ("label", "cls"):
+        value = fields.get(name) if isinstance(fields, dict) else None
+        if value is not None:
+            return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return None if column else texts.get(".txt")
+
+
+class _Header(tarfile.TarInfo):
+    """A header that tells the end of a tar from damage; tarfile alone ends in silence at both."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Header":
+        stream = cast(IO[bytes], tarfile_.fileobj)
+        offset = stream.tell()
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            while block := stream.read(tarfile.BLOCKSIZE):
+                if block.strip(b"\0"):
+                    at = stream.tell() - len(block)
+                    raise ShardDamaged("DamagedTar", f"zeros at byte {offset}, and data again at byte {at}") from None
+            raise
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            if offset == 0:
+                raise ShardDamaged("EmptyFile", "the tar has no bytes") from None
+            raise ShardDamaged("TruncatedTar", f"ends at byte {offset} without an end-of-archive mark") from None
+        except tarfile.TruncatedHeaderError:  # type: ignore[attr-defined]
+            raise ShardDamaged("TruncatedTar", f"ends in the header at byte {offset}") from None
+        except tarfile.HeaderError as error:
+            raise ShardDamaged("DamagedTar", f"{error} in the header at byte {offset}") from None
+
+
+@contextmanager
+def _opened(shard: Shard, config: SourceConfig) -> Iterator[tarfile.TarFile]:
+    with open_binary(shard.uri, config.options, **SEQUENTIAL) as file:
+        stream: Any = gzip.GzipFile(fileobj=file) if redact(shard.uri).lower().endswith("gz") else file
+        try:
+            with tarfile.open(
+                fileobj=stream, mode="r|", bufsize=1 << 16, tarinfo=_Header, encoding="utf-8", errors="backslashreplace"
+            ) as tar:
+                yield tar
+        except tarfile.ReadError as error:
+            cut = str(error) == "unexpected end of data"
+            raise ShardDamaged("TruncatedTar" if cut else "DamagedTar", f"{error} at byte {tar.offset}") from None
+        except EOFError as error:
+            raise ShardDamaged("TruncatedTar", str(error)) from None
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise ShardDamaged("DamagedTar", str(error)) from None

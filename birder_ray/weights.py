@@ -1,0 +1,190 @@
+"""Weight files: from a reference or a name to a file of this machine, and what its header says. Needs no birder."""
+
+import hashlib
+import json
+import os
+import pickle
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from birder_ray.errors import ConfigError
+from birder_ray.storage import filesystem, is_local, join, redact, retry
+
+SUFFIXES = (".pt", ".safetensors")
+
+Download = Callable[[str, Path], None]
+"""Writes the file of a name and suffix, e.g. `("hgnet_v2_b2_danube-delta.pt", path)`, from birder's own site."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a birder checkpoint says of itself: input size in pixels and channels, number of classes, task if any."""
+
+    size: tuple[int, int]
+    channels: int
+    num_classes: int
+    task: str | None
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_dir() -> Path:
+    """Where downloaded weights are kept: `BIRDER_RAY_CACHE`, else `~/.cache/birder-ray`."""
+    return Path(os.environ.get("BIRDER_RAY_CACHE") or Path.home() / ".cache" / "birder-ray").expanduser()
+
+
+def is_reference(name: str) -> bool:
+    """Whether a MODEL names a file or URL, not one of birder's models."""
+    return "://" in name or "/" in name or Path(name).suffix in (*SUFFIXES, ".pts", ".pt2", ".ptl", ".onnx", ".pth")
+
+
+def from_reference(reference: str) -> Path:
+    """The local file of a path or URL; a URL is downloaded once per machine and kept by its URL.
+
+    Raises:
+        ConfigError: no such file, a format that is not supported, or the URL cannot be read.
+    """
+    suffix = Path(reference.partition("?")[0]).suffix
+    if suffix not in SUFFIXES:
+        raise ConfigError(
+            f"{redact(reference)}: {suffix or 'a file without suffix'} is not supported; "
+            "give a birder checkpoint (.pt or .safetensors)"
+        )
+    if not is_local(reference):
+        return _fetch(reference, None)
+    path = Path(filesystem(reference)[1])
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such checkpoint")
+    return path
+
+
+def from_name(
+    names: Sequence[str], models_dir: Path, mirror: str | None, known: Mapping[str, str], download: Download | None
+) -> Path | None:
+    """The local file of a model name: from `models_dir`, the mirror, or birder's site, in this order.
+
+    Args:
+        names: the model's name, and others that it went by; the first is the one to download.
+        models_dir: birder's folder of weights. mirror: URL of a folder with the same file names.
+        known: published sha256 by suffix. download: birder's downloader; None if birder does not publish the model.
+
+    Returns:
+        None if there is no such file and nothing to download.
+
+    Raises:
+        ConfigError: a file is not the published one, or nothing can be reached; the message names the remedy.
+    """
+    files = [name + suffix for suffix in SUFFIXES for name in names]
+    for file in files:
+        path = models_dir / file
+        if path.is_file():
+            _check(path, known.get(path.suffix))
+            return path
+    if mirror is not None:
+        for file in files:
+            url = join(mirror, file)
+            if _exists(url):
+                return _fetch(url, known.get(Path(file).suffix))
+    suffix = next((suffix for suffix in SUFFIXES if suffix in known), None)
+    if download is None or suffix is None:
+        return None
+    file = names[0] + suffix
+    try:
+        return _fetch(file, known[suffix], download)
+    except OSError as error:
+        raise ConfigError(
+            f"{models_dir / file}: not there, and birder's site cannot be reached ({_brief(error)}); put the file "
+            "there (MODELS_DIR), or pass --weights-mirror URL, or give the path of the file as MODEL"
+        ) from None
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of a checkpoint, its tensors left on the disk.
+
+    Raises:
+        ConfigError: not a birder checkpoint, damaged, not safe to open, or its reader is not installed.
+    """
+    try:
+        content = _safetensors_metadata(path) if path.suffix == ".safetensors" else _torch_content(path)
+        _, channels, height, width = content["signature"]["inputs"][0]["data_shape"]
+        classes = content["signature"]["outputs"][0]["data_shape"][1]
+        return Header((height, width), channels, classes, content.get("task"))
+    except pickle.UnpicklingError:
+        raise ConfigError(f"{path}: damaged, or holds more than tensors and is not opened for safety") from None
+    except (RuntimeError, ValueError, LookupError, TypeError, EOFError, OSError, struct.error) as error:
+        raise ConfigError(f"{path}: not a birder checkpoint, or damaged: {_brief(error)}") from None
+
+
+def _torch_content(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return content
+
+
+def _safetensors_metadata(path: Path) -> dict[str, Any]:
+    if find_spec("safetensors") is None:
+        raise ConfigError(f"{path}: safetensors files need one more package: pip install safetensors")
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        metadata = json.loads(file.read(length))["__metadata__"]
+    return {"task": metadata.get("task"), "signature": json.loads(metadata["signature"])}
+
+
+def _fetch(source: str, sha256: str | None, download: Download | None = None) -> Path:
+    """Download once per machine: others wait for the lock, then find the file."""
+    folder = cache_dir() / (hashlib.sha256(source.encode()).hexdigest()[:16] if download is None else "birder")
+    path = folder / Path(source.partition("?")[0]).name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if path.is_file() and sha256 in (None, sha256_file(path)):
+            return path
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            if download is None:
+                _copy(source, temporary)
+            else:
+                download(source, temporary)
+            _check(temporary, sha256, source)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def _copy(url: str, target: Path) -> None:
+    fs, path = filesystem(url)
+    try:
+        retry(lambda: fs.get_file(path, str(target)))
+    except Exception as error:  # every filesystem has exceptions of its own
+        raise ConfigError(f"{redact(url)}: cannot be read: {_brief(error)}") from None
+
+
+def _exists(url: str) -> bool:
+    fs, path = filesystem(url)
+    try:
+        return bool(retry(lambda: fs.exists(path)))
+    except Exception as error:
+        raise ConfigError(f"{redact(url)}: the mirror cannot be read: {_brief(error)}") from None
+
+
+def _check(path: Path, sha256: str | None, source: str | None = None) -> None:
+    actual = sha256_file(path)
+    if sha256 not in (None, actual):
+        raise ConfigError(
+            f"{redact(source) if source else path}: sha256 {actual[:12]}… is not the published {sha256[:12]}…: damaged, "
+            "or another version; delete it, or pass it as MODEL by its path to use it as it is"
+        )
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

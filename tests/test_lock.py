@@ -1,0 +1,86 @@
+"""One run at a time; the lock of a run that is gone is taken over."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from birder_ray import lock as locks
+from birder_ray.errors import LockHeld
+from birder_ray.lock import LOCK, Lock
+from birder_ray.storage import Folder
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request, tmp_path) -> Folder:
+    return Folder(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}")
+
+
+def test_held_while_entered_and_free_afterwards(folder):
+    with Lock(folder):
+        with pytest.raises(LockHeld, match=rf"another run on .* \(pid {os.getpid()}\)"), Lock(folder):
+            pass
+        assert folder.exists(LOCK)
+    assert not folder.exists(LOCK)
+    with Lock(folder) as again:
+        assert again.taken_from is None
+
+
+def test_one_of_many_wins(folder):
+    barrier, entered, refused, leave = threading.Barrier(8), [], [], threading.Event()
+
+    def compete():
+        barrier.wait()
+        try:
+            with Lock(folder) as lock:
+                entered.append(lock)
+                leave.wait(10)
+        except LockHeld:
+            refused.append(1)
+            if len(refused) == 7:
+                leave.set()
+
+    threads = [threading.Thread(target=compete) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(entered), len(refused)) == (1, 7)
+
+
+def test_a_dead_process_of_this_machine_is_taken_over_at_once(tmp_path):
+    script = (
+        f"import os; from birder_ray.lock import Lock; from birder_ray.storage import Folder\n"
+        f"Lock(Folder({str(tmp_path)!r})).__enter__(); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    folder = Folder(str(tmp_path))
+    assert folder.exists(LOCK)
+    with Lock(folder) as lock:
+        assert lock.taken_from is not None
+
+
+@pytest.mark.parametrize(("age_s", "held"), [(5, True), (locks.STALE_S + 1, False)])
+def test_another_machine_is_believed_while_its_heart_beats(folder, age_s, held):
+    seen = datetime.now(UTC) - timedelta(seconds=age_s)
+    owner = {"token": "t", "host": "elsewhere", "pid": 1, "boot": "b", "time": seen.isoformat()}
+    folder.write(LOCK, json.dumps(owner).encode())
+    if held:
+        with pytest.raises(LockHeld, match="elsewhere"), Lock(folder):
+            pass
+    else:
+        with Lock(folder) as lock:
+            assert lock.taken_from == "elsewhere (pid 1)"
+
+
+def test_the_loser_of_a_take_over_notices(folder, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT_S", 0.05)
+    with Lock(folder) as lock:
+        folder.write(LOCK, json.dumps({"token": "another"}).encode())
+        lock._thread.join(5)
+        assert lock.lost
+    assert folder.read_json(LOCK)["token"] == "another"

@@ -1,0 +1,37 @@
+"""Read, preprocess and infer always fit at once, whatever the machine."""
+
+import itertools
+
+import pytest
+
+from birder_ray.config import ComputeConfig
+from birder_ray.sizes import choose_sizes
+
+MACHINES = [(1, 0), (2, 0), (3, 0), (4, 0), (16, 0), (96, 0), (1, 1), (2, 1), (4, 1), (16, 1), (96, 8), (7, 3)]
+WISHES = [{}, {"inference_actors": 3}, {"preprocess_actors": 5}, {"batch_size": 400}, {"gpus_per_actor": 0.5}]
+
+
+@pytest.mark.parametrize(("machine", "wish"), itertools.product(MACHINES, WISHES))
+def test_everything_fits(machine, wish):
+    cpus, gpus = machine
+    sizes = choose_sizes(cpus, gpus, ComputeConfig(**wish), tasks=1000)
+    used = (
+        sizes.readers * sizes.reader_cpus
+        + sizes.preprocess_actors * sizes.preprocess_cpus
+        + sizes.inference_actors * sizes.inference_cpus
+    )
+    assert used <= cpus + 1e-9
+    assert min(sizes.reader_cpus, sizes.preprocess_cpus, sizes.inference_cpus) > 0
+    for each in (sizes.preprocess_cpus, sizes.inference_cpus):
+        assert each < 1 or each == int(each), "Ray takes no 1.5 CPUs"
+    assert 1 <= sizes.inference_threads <= cpus
+    assert sizes.batch_size <= sizes.chunk_rows
+
+
+@pytest.mark.parametrize(("gpus", "wish", "actors"), [(4, {}, 4), (1, {"gpus_per_actor": 0.25}, 4), (0, {}, 4)])
+def test_one_inference_actor_per_gpu_share_or_four_cores(gpus, wish, actors):
+    assert choose_sizes(16, gpus, ComputeConfig(**wish), 10).inference_actors == actors
+
+
+def test_no_more_readers_than_tasks():
+    assert choose_sizes(64, 8, ComputeConfig(), tasks=3).readers == 3
