@@ -6,9 +6,10 @@ The only module that imports birder (besides the test doubles).
 import difflib
 import logging
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import birder
 import torch
@@ -19,7 +20,7 @@ from birder.model_registry import Task, registry
 from birder_ray import weights as files
 from birder_ray.config import ModelConfig
 from birder_ray.errors import ConfigError
-from birder_ray.taps import Levels, close, find_taps, install
+from birder_ray.passes import Outputs, Passes, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +59,16 @@ def resolve(model: ModelConfig) -> Weights:
         path = files.from_reference(model.name)
         name, reparameterized = path.stem, None
         network = model.network or _network_of(name)
-        if network is None:
+        if not network:
             raise ConfigError(f"{path}: the file name does not begin with a birder network; pass --network")
     else:
         name = _current_name(model.name)
         metadata = registry.get_pretrained_metadata(name) if registry.pretrained_exists(name) else None
         path = _find(model, name, metadata)
-        net = metadata["net"] if metadata else {}
-        network = model.network or net.get("network") or _network_of(name)
-        reparameterized = net.get("reparameterized", False) if metadata else None
+        net: Mapping[str, Any] = (
+            metadata["net"] if metadata else {"network": _network_of(name), "reparameterized": None}
+        )
+        network, reparameterized = model.network or net["network"], net.get("reparameterized", False)
     if not registry.exists(network, task=Task.IMAGE_CLASSIFICATION):
         raise ConfigError(f"{network}: no such birder network{_suggest(network, _networks())}")
     if "naflex" in network:
@@ -138,24 +140,6 @@ def _suggest(name: str, names: list[str]) -> str:
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
-Heads = tuple[torch.Tensor, torch.Tensor]
-"""Logits (B, classes) and embedding (B, D)."""
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What one batch of B images gives, in the network's dtype.
-
-    Args:
-        logits: (B, classes); without meaning for a network without classifier. embedding: (B, D).
-        levels: (B, C, L) by feature level.
-    """
-
-    logits: torch.Tensor
-    embedding: torch.Tensor
-    levels: Levels
-
-
 class Backbone:
     """A network in memory, ready to score.
 
@@ -179,7 +163,7 @@ class Backbone:
         device: str = "cpu",
         amp: bool = False,
         compiled: bool = False,
-        levels: Literal["all"] | tuple[str, ...] = "all",
+        levels: Wanted = "all",
     ):
         self.weights = weights
         self.device = torch.device(device)
@@ -197,15 +181,20 @@ class Backbone:
         self.class_names = [f"class_{i}" for i in range(self.num_classes)]
         for name, index in info.class_to_idx.items():
             self.class_names[index] = name
-        self._sink: Levels = {}
+        generator = torch.Generator().manual_seed(0)
+        sample = torch.randn((2, weights.channels, *self.size), generator=generator).to(self.device)
         with torch.inference_mode():
-            self._plan_passes(levels)
+            self.passes = Passes(net, sample, levels)
+        if self.passes.count > 1:
+            logger.info("%s: its outputs take %d forward passes per image", weights.network, self.passes.count)
         self.channels_last = _mostly_convolutions(net)
         net.to(self.dtype)
         if self.channels_last:
             net.to(memory_format=torch.channels_last)
         self.compiled = compiled
-        self._run = torch.compile(self._pass, dynamic=False) if compiled else self._pass
+        self._run: Callable[[torch.Tensor, bool], Outputs] = self.passes
+        if compiled:
+            self._run = torch.compile(self.passes, dynamic=False)
 
     def require_classes(self) -> None:
         """Raises ConfigError if the network has no classifier."""
@@ -214,13 +203,11 @@ class Backbone:
 
     def forward(self, images: torch.Tensor) -> Outputs:
         """Every output of a batch of normalised images, (B, channels, height, width) float32 on the device."""
-        logits, embedding, levels = self._call(images, with_levels=True)
-        return Outputs(logits, embedding, levels)
+        return self._call(images, with_levels=True)
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """(B, classes) alone, of images as `forward` takes them."""
-        logits: torch.Tensor = self._call(images, with_levels=False)[0]
-        return logits
+        return self._call(images, with_levels=False).logits
 
     def describe(self) -> dict[str, Any]:
         """What a run records about its model; plain JSON types."""
@@ -231,71 +218,20 @@ class Backbone:
             "size": list(self.size),
             "class_names": self.class_names,
             "num_classes": self.num_classes,
-            "embedding_size": self.embedding_size,
-            "levels": self.levels,
-            "passes": self.passes,
+            "embedding_size": self.passes.embedding_size,
+            "levels": self.passes.levels,
+            "passes": self.passes.count,
             "parameters": sum(p.numel() for p in self.net.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "versions": {"birder": birder.__version__, "torch": torch.__version__},
         }
 
-    def _call(self, images: torch.Tensor, with_levels: bool) -> Any:
+    def _call(self, images: torch.Tensor, with_levels: bool) -> Outputs:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         images = images.to(self.dtype).contiguous(memory_format=layout)
         with torch.autocast(self.device.type, enabled=self.amp):
             return self._run(images, with_levels)
-
-    def _pass(self, images: torch.Tensor, with_levels: bool) -> tuple[torch.Tensor, torch.Tensor, Levels]:
-        logits, embedding = self._heads(self.net, images)
-        if not with_levels or not self.levels:
-            return logits, embedding, {}
-        levels = self._sink if self._tapped else _reference_levels(self.net, images)
-        return logits, embedding, {name: levels[name] for name in self.levels}
-
-    def _plan_passes(self, wanted: Literal["all"] | tuple[str, ...]) -> None:
-        """Decide how outputs are computed, on a random batch, with the network still in float32."""
-        net = self.net
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn((2, self.weights.channels, *self.size), generator=generator).to(self.device)
-        levels = self._choose_levels(wanted, images)
-        self.levels = {name: x.shape[1] for name, x in levels.items()}
-        logits, embedding = _separate_heads(net, images)
-        self.embedding_size = embedding.shape[1]
-        self._heads = _shared_heads
-        try:
-            taps, shared = find_taps(net, lambda: _shared_heads(net, images), levels)
-        except TypeError:  # `classify` of this network takes more than the embedding
-            taps, shared = {}, None
-        if shared is None or not (close(shared[0], logits) and close(shared[1], embedding)):
-            taps, self._heads = {}, _separate_heads
-        self._tapped = len(taps) == len(levels)
-        if self._tapped:
-            install(net, taps, self._sink)
-        self.passes = 1 + (not self._tapped) + (self._heads is _separate_heads)
-        if self.passes > 1:
-            logger.info("%s: its outputs take %d forward passes per image", self.weights.network, self.passes)
-
-    def _choose_levels(self, wanted: Literal["all"] | tuple[str, ...], images: torch.Tensor) -> Levels:
-        if not wanted:
-            return {}
-        try:
-            levels = _reference_levels(self.net, images)
-        except RuntimeError as error:
-            raise ConfigError(f"{self.weights.network}: has no feature levels ({error}); leave features out") from None
-        for name in () if wanted == "all" else wanted:
-            if name not in levels:
-                raise ConfigError(f"{self.weights.network}: no feature level {name}; it has {', '.join(levels)}")
-        return {name: x for name, x in levels.items() if wanted == "all" or name in wanted}
-
-
-def _shared_heads(net: Any, images: torch.Tensor) -> Heads:
-    embedding = net.embedding_from_features(net.forward_features(images))
-    return net.classify(embedding), embedding.flatten(1)
-
-
-def _separate_heads(net: Any, images: torch.Tensor) -> Heads:
-    return net(images), net.embedding(images).flatten(1)
 
 
 def _load(weights: Weights) -> tuple[Any, fs_ops.ModelInfo]:
@@ -317,17 +253,6 @@ def _load(weights: Weights) -> tuple[Any, fs_ops.ModelInfo]:
             problem = problem or error
     reason = " ".join(str(problem).split())[:200]
     raise ConfigError(f"{weights.path}: does not fit the network {weights.network}: {reason}")
-
-
-def _reference_levels(net: Any, images: torch.Tensor) -> Levels:
-    """Feature levels as birder's own API gives them: (B, C, L) by name.
-
-    A network without `detection_features` has one level, `features`, under birder-predict's name for it.
-    """
-    if hasattr(net, "detection_features"):
-        return {name: x.flatten(2) for name, x in net.detection_features(images).items()}
-    tokens = net.flatten_features(net.forward_features(images), include_special_tokens=False)
-    return {"features": tokens.transpose(1, 2)}
 
 
 def _adjust(net: Any, size: tuple[int, int], weights: Weights) -> None:

@@ -75,7 +75,8 @@ def record_name(unit: str) -> str:
 
 def encode(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     """`table` as a Parquet file with key-value `metadata`."""
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
+    told = {key.encode(): value.encode() for key, value in metadata.items()}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **told})
     names = set(table.schema.names)
     sink = pa.BufferOutputStream()
     dictionary = [column for column in _DICTIONARY_COLUMNS if column.partition(".")[0] in names]

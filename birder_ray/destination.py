@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 from birder_ray import manifest as manifests
 from birder_ray.classes import classes_table
-from birder_ray.commit import CLASSES, SUCCESS, Ledger, Record, encode, part_name
+from birder_ray.commit import CLASSES, COMMITS, SUCCESS, Ledger, Record, encode, part_name
 from birder_ray.config import RunConfig
 from birder_ray.errors import ConfigError
 from birder_ray.manifest import MANIFEST, ModelFacts, Recipe, now
@@ -116,6 +116,7 @@ class Destination:
         for table in (*OUTPUT_TABLES, ERRORS):
             for unit in self.ledger.parts(table) - units:
                 self.folder.delete(part_name(table, unit))
-            self.folder.sweep(table)
+        for place in ("", COMMITS, *OUTPUT_TABLES, ERRORS):
+            self.folder.sweep(place)
         self.folder.write_json(MANIFEST, self.manifest | {"finished": now(), "totals": asdict(totals)})
         self.folder.write_json(SUCCESS, {"recipe": self.recipe.key, "finished": now(), "samples": totals.samples})

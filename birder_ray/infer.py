@@ -174,7 +174,9 @@ class Infer:
         host = torch.empty(pixels.shape, dtype=_DTYPES[pixels.dtype.name], pin_memory=self.device.type == "cuda")
         host.numpy()[...] = pixels
         images = host.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        return F.normalize(F.to_dtype(images, torch.float32, scale=True), self.backbone.mean, self.backbone.std)
+        images = F.to_dtype(images, torch.float32, scale=True)
+        normalised: torch.Tensor = F.normalize(images, self.backbone.mean, self.backbone.std)
+        return normalised
 
     def _predictions(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
         """Columns of predictions from (crops, B, classes): the mean of the crops' probabilities, as birder's TTA."""
@@ -196,9 +198,9 @@ class Infer:
         if self.outputs.predictions:
             schemas[PREDICTIONS] = predictions_schema(self.backbone.num_classes, self.outputs.predictions.logits)
         if self.outputs.embeddings:
-            schemas[EMBEDDINGS] = embeddings_schema(self.backbone.embedding_size, self.outputs.embeddings.dtype)
+            schemas[EMBEDDINGS] = embeddings_schema(self.backbone.passes.embedding_size, self.outputs.embeddings.dtype)
         if self.outputs.features:
-            schemas[FEATURES] = features_schema(self.backbone.levels, self.outputs.features.pooling)
+            schemas[FEATURES] = features_schema(self.backbone.passes.levels, self.outputs.features.pooling)
         return schemas
 
 

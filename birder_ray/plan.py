@@ -105,7 +105,7 @@ def make_plan(
 
     Args:
         recipe: key of the recipe. unit_rows: samples per unit.
-        limit: score only the first so many samples; needs `count(shard, at_most)`.
+        limit: score only the first so many samples; `count(shard, at_most)` counts where a shard does not say.
         redo_errors: units with quarantined samples are done once more.
 
     Raises:
@@ -120,8 +120,10 @@ def make_plan(
         if left is not None:
             if left == 0:
                 break
-            assert count is not None, "a limit needs a way to count"
-            size = shard.count if shard.count is not None else count(shard, left)
+            size = shard.count
+            if size is None:
+                assert count is not None, "a limit needs a way to count"
+                size = count(shard, left)
             sample_stop = left if size >= left else None
             left -= min(left, size)
         _add(plan, shard, prefix, unit_rows, progress.get(prefix, _Progress()), sample_stop)

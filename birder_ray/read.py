@@ -26,7 +26,7 @@ def read_chunks(work: Work, config: SourceConfig, chunk_rows: int) -> Iterator[C
 
     def wanted(index: int) -> bool:
         # One sample past the limit is looked at, to learn whether the shard goes on.
-        return work.todo(index // rows) and (limit is None or index <= limit)
+        return index == limit or (work.todo(index // rows) and (limit is None or index < limit))
 
     unit: int | None = work.first
     while unit is not None:

@@ -192,9 +192,9 @@ class Folder:
         """Delete what crashes left half-written in `folder`. Only for the owner of the destination."""
         if not self.local or not os.path.isdir(self.at(folder)):
             return
-        for name in os.listdir(self.at(folder)):
-            if name.endswith(".tmp"):
-                os.unlink(self.at(f"{folder}/{name}"))
+        for entry in os.scandir(self.at(folder)):
+            if entry.is_file() and entry.name.endswith(".tmp"):
+                os.unlink(entry.path)
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False).encode())

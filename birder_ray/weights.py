@@ -181,8 +181,8 @@ def _check(path: Path, sha256: str | None, source: str | None = None) -> None:
     actual = sha256_file(path)
     if sha256 not in (None, actual):
         raise ConfigError(
-            f"{redact(source) if source else path}: sha256 {actual[:12]}… is not the published {sha256[:12]}…: damaged, "
-            "or another version; delete it, or pass it as MODEL by its path to use it as it is"
+            f"{redact(source) if source else path}: sha256 {actual[:12]}… is not the published {sha256[:12]}…: "
+            "damaged, or another version; delete it, or pass it as MODEL by its path to use it as it is"
         )
 
 

@@ -1,0 +1,99 @@
+"""Every output of a network in as few forward passes as it allows: one, for almost all of birder's."""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from birder_ray.errors import ConfigError
+from birder_ray.taps import Levels, close, find_taps, install
+
+Wanted = Literal["all"] | tuple[str, ...]
+
+
+class Outputs(NamedTuple):
+    """What a batch of B images gives, in the network's dtype.
+
+    Args:
+        logits: (B, classes); without meaning for a network that has no classifier.
+        embedding: (B, D).
+        levels: (B, C, L) by feature level.
+    """
+
+    logits: torch.Tensor
+    embedding: torch.Tensor
+    levels: Levels
+
+
+class Passes:
+    """Runs a birder network, and knows where in the pass its outputs are.
+
+    Decided here, on a sample batch: the levels are read by taps and the heads share one pass if that gives what
+    `detection_features`, `embedding` and the network itself give; whatever does not gets a pass of its own.
+
+    Args:
+        net: in eval mode and float32.
+        images: sample batch (B, channels, height, width), on the network's device.
+        wanted: feature levels to give; `all`, or names, or none.
+
+    Attributes:
+        levels: channels by feature level, in order. embedding_size: D. count: forward passes per image.
+
+    Raises:
+        ConfigError: a level is unknown, or the network has none.
+    """
+
+    def __init__(self, net: Any, images: torch.Tensor, wanted: Wanted):
+        self._net = net
+        levels = _choose(net, images, wanted)
+        self._sink = dict(levels)  # its keys stand from the start: a compiled pass depends on them
+        expected = _separate_heads(net, images)
+        try:
+            taps, shared = find_taps(net, lambda: _shared_heads(net, images), levels)
+            one = all(close(ours, theirs) for ours, theirs in zip(shared, expected, strict=True))
+        except TypeError:  # `classify` of this network takes more than the embedding
+            one = False
+        self._heads = _shared_heads if one else _separate_heads
+        self._tapped = one and len(taps) == len(levels)
+        if self._tapped:
+            install(net, taps, self._sink)
+        self.levels = {name: x.shape[1] for name, x in levels.items()}
+        self.embedding_size = expected[1].shape[1]
+        self.count = 1 + (not one) + (not self._tapped)
+
+    def __call__(self, images: torch.Tensor, with_levels: bool) -> Outputs:
+        """Score a batch; `with_levels=False` leaves them out, and the pass that they may need."""
+        logits, embedding = self._heads(self._net, images)
+        if not with_levels or not self.levels:
+            return Outputs(logits, embedding, {})
+        levels = self._sink if self._tapped else _reference(self._net, images)
+        return Outputs(logits, embedding, {name: levels[name] for name in self.levels})
+
+
+def _shared_heads(net: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    embedding = net.embedding_from_features(net.forward_features(images))
+    return net.classify(embedding), embedding.flatten(1)
+
+
+def _separate_heads(net: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return net(images), net.embedding(images).flatten(1)
+
+
+def _reference(net: Any, images: torch.Tensor) -> Levels:
+    """The levels by birder's own API; without `detection_features`, what birder-predict saves as `features`."""
+    if hasattr(net, "detection_features"):
+        return {name: x.flatten(2) for name, x in net.detection_features(images).items()}
+    tokens = net.flatten_features(net.forward_features(images), include_special_tokens=False)
+    return {"features": tokens.transpose(1, 2)}
+
+
+def _choose(net: Any, images: torch.Tensor, wanted: Wanted) -> Levels:
+    if not wanted:
+        return {}
+    try:
+        levels = _reference(net, images)
+    except RuntimeError as error:
+        raise ConfigError(f"no feature levels: {error}; leave features out of the outputs") from None
+    for name in () if wanted == "all" else wanted:
+        if name not in levels:
+            raise ConfigError(f"no feature level {name}; this network has {', '.join(levels)}")
+    return {name: x for name, x in levels.items() if wanted == "all" or name in wanted}

@@ -1,0 +1,111 @@
+"""Destinations built without Ray or a network: the real write step, fed with made-up tables."""
+
+from birder_ray.chunk import Chunk, ErrorRow, Sample
+from birder_ray.collect import Collector
+from birder_ray.commit import Ledger
+from birder_ray.config import RunConfig
+from birder_ray.destination import Destination, Totals
+from birder_ray.manifest import ModelFacts, Recipe
+from birder_ray.plan import make_plan, unit_name
+from birder_ray.schema import READ, WHOLE_SHARD, embeddings_schema, features_schema, predictions_schema
+from birder_ray.source.base import Shard
+from birder_ray.storage import Folder
+
+ROWS = 10
+NAMES = ["heron", "stork", "ibis"]
+SCHEMAS = {
+    "predictions": predictions_schema(3, logits=False),
+    "embeddings": embeddings_schema(4, "float32"),
+    "features": features_schema({"stage1": 2}, ("mean",)),
+}
+FACTS = ModelFacts("tiny", "hgnet_v2_b0", "0" * 64, (64, 64))
+
+
+def tables(shard: str, samples: list[Sample]) -> dict[str, bytes]:
+    """Arrow IPC bytes by table; values follow from the index."""
+    import pyarrow as pa
+
+    made = {}
+    for name, schema in SCHEMAS.items():
+        rows = []
+        for s in samples:
+            row = {"sample": s.sample, "shard": shard, "index": s.index}
+            for field in schema:
+                if field.name in row:
+                    continue
+                if pa.types.is_fixed_size_list(field.type):
+                    row[field.name] = [float(s.index)] * field.type.list_size
+                elif pa.types.is_floating(field.type):
+                    row[field.name] = s.index / 100
+                else:
+                    row[field.name] = None
+            rows.append(row)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, schema) as writer:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+        made[name] = sink.getvalue().to_pybytes()
+    return made
+
+
+def chunks(prefix: str, shard: str, size: int, bad: frozenset[int] = frozenset(), damaged: bool = False) -> list[Chunk]:
+    """Scored chunks of a shard of `size` samples, up to four each."""
+    made = []
+    units = range(max(1, -(-size // ROWS)))
+    for unit in units:
+        indices = list(range(unit * ROWS, min(size, (unit + 1) * ROWS)))
+        groups = [indices[at : at + 4] for at in range(0, len(indices), 4)] or [[]]
+        for number, group in enumerate(groups):
+            last = number == len(groups) - 1
+            end = last and unit == units[-1]
+            samples = [Sample(f"{shard}/{i}", i, None, f"/data/{shard}#{i}") for i in group if i not in bad]
+            errors = [
+                ErrorRow(f"{shard}/{i}", i, READ, "EmptyFile", "no bytes", f"/data/{shard}#{i}")
+                for i in group
+                if i in bad
+            ]
+            if damaged and end:
+                errors.append(ErrorRow(shard, WHOLE_SHARD, READ, "TruncatedTar", "cut", f"/data/{shard}"))
+            made.append(
+                Chunk(
+                    unit_name(prefix, unit), shard, number, last, end and last, samples, errors, {READ: 0.1},
+                    tables=tables(shard, samples),
+                )
+            )  # fmt: skip
+    return made
+
+
+def config(destination: str, **fields) -> RunConfig:
+    told = {"source": "/data", "model": "tiny.pt", "compute": {"unit_rows": ROWS}}
+    return RunConfig(destination=destination, **told | fields)
+
+
+def build(folder: Folder, shards: dict[str, int], finish: bool = True, **fields) -> Recipe:
+    """A run over tars of so many samples by name: sample 3 of each is bad, and the last shard is cut short."""
+    told = config(folder.url, **fields)
+    recipe = Recipe.of(told, FACTS)
+    listed = [Shard(f"/data/{name}", name, "tar", "f") for name in shards]
+    ledger = Ledger(folder)
+    place = Destination(told, ledger, recipe, FACTS, NAMES, listed)
+    plan = make_plan(listed, recipe.key, place.unit_rows, ledger)
+    totals = Totals()
+    for record in ledger.records(sorted(plan.done)):
+        totals.add(record)
+
+    def on_commit(record):
+        place.committed()
+        totals.add(record)
+
+    place.begin()
+    collector = Collector(ledger, recipe, place.unit_rows, plan.redo, ledger.parts("errors"), on_commit)
+    try:
+        for work in plan.work:
+            name = work.shard.name
+            for chunk in chunks(work.prefix, name, shards[name], frozenset({3}), damaged=name == listed[-1].name):
+                if work.todo(int(chunk.unit[-6:])):
+                    collector.add(chunk)
+        collector.drain()
+    finally:
+        collector.close()
+    if finish:
+        place.finish(plan, totals)
+    return recipe

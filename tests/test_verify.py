@@ -1,0 +1,151 @@
+"""verify finds every kind of damage, and names it."""
+
+import io
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from birder_ray.commit import Ledger, encode, part_name, record_name
+from birder_ray.errors import ConfigError, VerifyFailed
+from birder_ray.storage import Folder
+from birder_ray.verify import status, verify
+from tests.built import build
+
+SHARDS = {"a.tar": 25, "b.tar": 10, "cut.tar": 12}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    folder = Folder(str(tmp_path))
+    build(folder, SHARDS)
+    return folder
+
+
+def _unit(folder: Folder, shard: str, number: int = 0) -> str:
+    return next(u for u in Ledger(folder).units() if u.startswith(shard) and u.endswith(f"{number:06d}"))
+
+
+def _rewrite(folder: Folder, table: str, unit: str, change) -> None:
+    """Change a part and its commit alike, so that only its content gives it away."""
+    import hashlib
+
+    file = pq.ParquetFile(io.BytesIO(folder.read(part_name(table, unit))))
+    told = {k.decode(): v.decode() for k, v in file.metadata.metadata.items() if k.startswith(b"birder_ray")}
+    data = encode(change(file.read()), told)
+    folder.write(part_name(table, unit), data)
+    record = folder.read_json(record_name(unit))
+    rows = pq.ParquetFile(io.BytesIO(data)).metadata.num_rows
+    record["parts"][table] = {"rows": rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    folder.write_json(record_name(unit), record)
+
+
+def test_a_whole_destination_passes(folder):
+    totals = verify(folder.url)
+    assert (totals.samples, totals.rows, totals.errors, totals.units) == (48, 44, 4, 6)
+    found = status(folder.url)
+    assert (found.shards, found.ended, found.totals.samples) == (3, 3, 48)
+    assert found.finished
+
+
+def test_a_part_gone(folder):
+    unit = _unit(folder, "a.tar", 1)
+    folder.delete(part_name("embeddings", unit))
+    with pytest.raises(VerifyFailed, match=f"embeddings/{unit}.parquet: missing"):
+        verify(folder.url)
+
+
+def test_a_flipped_bit(folder):
+    name = part_name("features", _unit(folder, "b.tar"))
+    data = bytearray(folder.read(name))
+    data[len(data) // 2] ^= 1
+    folder.write(name, bytes(data))
+    with pytest.raises(VerifyFailed, match=f"{name}: its content is not what was committed"):
+        verify(folder.url)
+
+
+def test_a_commit_gone_leaves_orphans_and_a_gap(folder):
+    unit = _unit(folder, "a.tar", 1)
+    folder.delete(record_name(unit))
+    with pytest.raises(VerifyFailed, match=rf"predictions/{unit}.parquet: no commit knows.*unit {unit} has no commit"):
+        verify(folder.url)
+
+
+def test_the_last_commit_of_a_shard_gone(folder):
+    unit = _unit(folder, "a.tar", 2)
+    Ledger(folder).erase(unit)
+    with pytest.raises(VerifyFailed, match=r"shard a\.tar was not read to its end"):
+        verify(folder.url)
+
+
+def test_a_damaged_commit(folder):
+    folder.write(record_name(_unit(folder, "a.tar")), b'{"unit": 1}')
+    with pytest.raises(VerifyFailed, match="damaged commit record"):
+        verify(folder.url)
+
+
+def test_a_row_lost_in_one_table(folder):
+    unit = _unit(folder, "a.tar", 1)
+    _rewrite(folder, "embeddings", unit, lambda table: table.slice(1))
+    with pytest.raises(VerifyFailed, match=f"{unit}: its tables hold different samples"):
+        verify(folder.url)
+
+
+def test_a_row_lost_in_every_table(folder):
+    unit = _unit(folder, "a.tar", 1)
+    for table in ("predictions", "embeddings", "features"):
+        _rewrite(folder, table, unit, lambda table: table.slice(1))
+    with pytest.raises(VerifyFailed, match=f"{unit}: 10 samples read, but 10 rows and 0 errors committed and 9 held"):
+        verify(folder.url)
+
+
+def test_a_sample_twice(folder):
+    unit = _unit(folder, "a.tar", 1)
+
+    def twice(table: pa.Table) -> pa.Table:
+        names = table["sample"].to_pylist()
+        return table.set_column(0, table.schema.field("sample"), pa.array([names[0], names[0], *names[2:]]))
+
+    for table in ("predictions", "embeddings", "features"):
+        _rewrite(folder, table, unit, twice)
+    with pytest.raises(VerifyFailed, match=r"1 samples stand more than once, e.g. a.tar/10"):
+        verify(folder.url)
+
+
+def test_a_part_of_another_recipe(folder):
+    unit = _unit(folder, "b.tar")
+    _rewrite(folder, "predictions", unit, lambda table: table)
+    data = folder.read(part_name("predictions", unit))
+    file = pq.ParquetFile(io.BytesIO(data))
+    told = {k.decode(): v.decode() for k, v in file.metadata.metadata.items() if k.startswith(b"birder_ray")}
+    foreign = encode(file.read(), told | {"birder_ray.recipe": "another"})
+    folder.write(part_name("predictions", unit), foreign)
+    import hashlib
+
+    record = folder.read_json(record_name(unit))
+    record["parts"]["predictions"] |= {"bytes": len(foreign), "sha256": hashlib.sha256(foreign).hexdigest()}
+    folder.write_json(record_name(unit), record)
+    with pytest.raises(VerifyFailed, match="its rows or metadata are not what was committed"):
+        verify(folder.url)
+
+
+def test_an_unfinished_run(tmp_path):
+    build(Folder(str(tmp_path)), SHARDS, finish=False)
+    with pytest.raises(VerifyFailed, match="unfinished.*run the same command again"):
+        verify(str(tmp_path))
+    assert status(str(tmp_path)).finished is None
+
+
+def test_foreign_files_are_left_alone(folder):
+    Path(folder.url, "notes.txt").write_text("mine")
+    Path(folder.url, "predictions", "README").write_text("mine")
+    os.mkdir(Path(folder.url, "predictions", "sub"))
+    verify(folder.url)
+
+
+def test_no_destination_at_all(tmp_path):
+    for check in (verify, status):
+        with pytest.raises(ConfigError, match=r"no manifest.json"):
+            check(str(tmp_path))
