@@ -20,7 +20,7 @@ from birder.model_registry import Task, registry
 from birder_ray import weights as files
 from birder_ray.config import ModelConfig
 from birder_ray.errors import ConfigError
-from birder_ray.passes import Outputs, Passes, Wanted
+from birder_ray.passes import Outputs, Passes, Reduce, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ class Weights:
     Args:
         path: local file. sha256: of its bytes. name: as the user gave it, without folder and suffix.
         network: birder's name of the architecture. reparameterized: None if not known.
-        size: height and width in pixels that it was saved for. channels: of the input. num_classes: 0 if it has none.
+        size: height and width in pixels that it was saved for. channels: of the input.
+        class_names: by class index; none without a classifier.
     """
 
     path: str
@@ -46,7 +47,7 @@ class Weights:
     reparameterized: bool | None
     size: tuple[int, int]
     channels: int
-    num_classes: int
+    class_names: tuple[str, ...]
 
 
 def resolve(model: ModelConfig) -> Weights:
@@ -84,7 +85,7 @@ def resolve(model: ModelConfig) -> Weights:
         reparameterized=reparameterized,
         size=header.size,
         channels=header.channels,
-        num_classes=header.num_classes,
+        class_names=header.class_names,
     )
 
 
@@ -149,6 +150,7 @@ class Backbone:
         dtype: of weights and activations. amp: run under autocast in the device's default low precision.
         device: torch device. compiled: use torch.compile (tens of seconds at the first batch).
         levels: feature levels to give; `all`, or names, or none.
+        reduce: what is kept of a level, from (B, C, L) to (B, C) by name.
 
     Raises:
         ConfigError: the checkpoint does not fit the network, or the network the size, or a level is unknown.
@@ -164,6 +166,7 @@ class Backbone:
         amp: bool = False,
         compiled: bool = False,
         levels: Wanted = "all",
+        reduce: Reduce,
     ):
         self.weights = weights
         self.device = torch.device(device)
@@ -177,14 +180,12 @@ class Backbone:
             _adjust(net, self.size, weights)
         self.net = net.to(self.device)
         self.mean, self.std = list(info.rgb_stats["mean"]), list(info.rgb_stats["std"])
-        self.num_classes = weights.num_classes
-        self.class_names = [f"class_{i}" for i in range(self.num_classes)]
-        for name, index in info.class_to_idx.items():
-            self.class_names[index] = name
+        self.class_names = list(weights.class_names)
+        self.num_classes = len(self.class_names)
         generator = torch.Generator().manual_seed(0)
         sample = torch.randn((2, weights.channels, *self.size), generator=generator).to(self.device)
         with torch.inference_mode():
-            self.passes = Passes(net, sample, levels)
+            self.passes = Passes(net, sample, levels, reduce)
         if self.passes.count > 1:
             logger.info("%s: its outputs take %d forward passes per image", weights.network, self.passes.count)
         self.channels_last = _mostly_convolutions(net)
@@ -194,7 +195,7 @@ class Backbone:
         self.compiled = compiled
         self._run: Callable[[torch.Tensor, bool], Outputs] = self.passes
         if compiled:
-            self._run = torch.compile(self.passes, dynamic=False)
+            self._run = torch.compile(self.passes, dynamic=False, options={"freezing": True})
 
     def require_classes(self) -> None:
         """Raises ConfigError if the network has no classifier."""

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ class Infer:
             amp=compute.amp,
             compiled=compute.engine == "compiled",
             levels=outputs.features.levels if outputs.features else (),
+            reduce=partial(pool, poolings=outputs.features.pooling if outputs.features else ()),
         )
         if outputs.predictions:
             self.backbone.require_classes()
@@ -159,10 +161,8 @@ class Infer:
             plain = self.backbone.forward(images)
             if self.outputs.embeddings:
                 results["embedding"] = plain.embedding.to(getattr(torch, self.outputs.embeddings.dtype))
-            if self.outputs.features:
-                for level, x in plain.levels.items():
-                    for pooling, vector in pool(x, self.outputs.features.pooling).items():
-                        results[feature_column(level, pooling)] = vector
+            for level, vectors in plain.features.items():
+                results |= {feature_column(level, pooling): vector for pooling, vector in vectors.items()}
         if self.outputs.predictions:
             logits = [self.backbone.logits(crop) for crop in _five_crops(images)] if self.tta else [plain.logits]
             results |= self._predictions(torch.stack(logits).float())

@@ -1,5 +1,6 @@
 """Every output of a network in as few forward passes as it allows: one, for almost all of birder's."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -8,6 +9,9 @@ from birder_ray.errors import ConfigError
 from birder_ray.taps import Levels, close, find_taps, install
 
 Wanted = Literal["all"] | tuple[str, ...]
+Reduced = dict[str, torch.Tensor]
+Reduce = Callable[[torch.Tensor], Reduced]
+"""From a feature level (B, C, L) to tensors (B, C) by name."""
 
 
 class Outputs(NamedTuple):
@@ -16,12 +20,12 @@ class Outputs(NamedTuple):
     Args:
         logits: (B, classes); without meaning for a network that has no classifier.
         embedding: (B, D).
-        levels: (B, C, L) by feature level.
+        features: by feature level, what `reduce` made of it.
     """
 
     logits: torch.Tensor
     embedding: torch.Tensor
-    levels: Levels
+    features: dict[str, Reduced]
 
 
 class Passes:
@@ -34,6 +38,7 @@ class Passes:
         net: in eval mode and float32.
         images: sample batch (B, channels, height, width), on the network's device.
         wanted: feature levels to give; `all`, or names, or none.
+        reduce: what is kept of a level.
 
     Attributes:
         levels: channels by feature level, in order. embedding_size: D. count: forward passes per image.
@@ -42,10 +47,13 @@ class Passes:
         ConfigError: a level is unknown, or the network has none.
     """
 
-    def __init__(self, net: Any, images: torch.Tensor, wanted: Wanted):
+    def __init__(self, net: Any, images: torch.Tensor, wanted: Wanted, reduce: Reduce):
         self._net = net
+        self._reduce = reduce
         levels = _choose(net, images, wanted)
-        self._sink = dict(levels)  # its keys stand from the start: a compiled pass depends on them
+        self._sink = {
+            name: reduce(x) for name, x in levels.items()
+        }  # all keys from the start: torch.compile guards on them
         expected = _separate_heads(net, images)
         try:
             taps, shared = find_taps(net, lambda: _shared_heads(net, images), levels)
@@ -55,7 +63,7 @@ class Passes:
         self._heads = _shared_heads if one else _separate_heads
         self._tapped = one and len(taps) == len(levels)
         if self._tapped:
-            install(net, taps, self._sink)
+            install(net, taps, reduce, self._sink)
         self.levels = {name: x.shape[1] for name, x in levels.items()}
         self.embedding_size = expected[1].shape[1]
         self.count = 1 + (not one) + (not self._tapped)
@@ -63,10 +71,12 @@ class Passes:
     def __call__(self, images: torch.Tensor, with_levels: bool) -> Outputs:
         """Score a batch; `with_levels=False` leaves them out, and the pass that they may need."""
         logits, embedding = self._heads(self._net, images)
-        if not with_levels or not self.levels:
+        if not with_levels:
             return Outputs(logits, embedding, {})
-        levels = self._sink if self._tapped else _reference(self._net, images)
-        return Outputs(logits, embedding, {name: levels[name] for name in self.levels})
+        if self._tapped:
+            return Outputs(logits, embedding, dict(self._sink))
+        levels = _reference(self._net, images)
+        return Outputs(logits, embedding, {name: self._reduce(levels[name]) for name in self.levels})
 
 
 def _shared_heads(net: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

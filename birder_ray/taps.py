@@ -52,7 +52,7 @@ def find_taps(net: nn.Module, forward: Callable[[], T], levels: Levels) -> tuple
     Returns:
         The taps, and what `forward` gave.
     """
-    found: dict[str, tuple[Tap, torch.Tensor]] = {}
+    found: dict[str, Tap] = {}
     summaries = {level: summary(x) for level, x in levels.items()}
 
     def look(name: str) -> Callable[..., None]:
@@ -60,9 +60,8 @@ def find_taps(net: nn.Module, forward: Callable[[], T], levels: Levels) -> tuple
             for item, x in enumerate(_tensors(output)):
                 for level, expected in levels.items():
                     for tap in _readings(name, item, x, expected):
-                        actual = tap.read(output)
-                        if close(summary(actual), summaries[level]):
-                            found[level] = tap, actual
+                        if close(summary(tap.read(output)), summaries[level]):
+                            found[level] = tap
 
         return hook
 
@@ -72,17 +71,18 @@ def find_taps(net: nn.Module, forward: Callable[[], T], levels: Levels) -> tuple
     finally:
         for handle in handles:
             handle.remove()
-    # Compared once more at the end, when a later layer that works in place has had its chance to overwrite it
-    kept = {level: tap for level, (tap, actual) in found.items() if close(summary(actual), summaries[level])}
-    return {level: kept[level] for level in levels if level in kept}, result
+    return {level: found[level] for level in levels if level in found}, result
 
 
-def install(net: nn.Module, taps: dict[str, Tap], sink: Levels) -> None:
-    """Make every forward pass of `net` leave its levels in `sink`."""
+def install(net: nn.Module, taps: dict[str, Tap], reduce: Callable[[torch.Tensor], T], sink: dict[str, T]) -> None:
+    """Make every forward pass of `net` leave its levels in `sink`, reduced at once.
+
+    At once, since layers that work in place may overwrite a level soon after.
+    """
     for level, tap in taps.items():
 
         def hook(_module: nn.Module, _inputs: Any, output: Any, level: str = level, tap: Tap = tap) -> None:
-            sink[level] = tap.read(output)
+            sink[level] = reduce(tap.read(output))
 
         net.get_submodule(tap.module).register_forward_hook(hook)
 

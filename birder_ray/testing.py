@@ -82,9 +82,12 @@ def tiny_checkpoint(
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.momentum = None  # statistics of the pass below; the initial ones let the signal die out
         torch.nn.init.normal_(net.classifier.weight)
+        torch.nn.init.zeros_(net.classifier.bias)
         images = torch.nn.functional.interpolate(torch.randn(8, 3, 4, 4), (size, size), mode="bicubic")
         net.train()(images)
-        net.classifier.weight.mul_(1.5 / net.eval()(images).std())
+        logits = net.eval()(images)
+        net.classifier.weight.div_(logits.std())
+        net.classifier.bias.sub_(logits.mean(0) / logits.std())
     torch.save(
         {
             "state": net.state_dict(),

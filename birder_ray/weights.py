@@ -25,11 +25,11 @@ Download = Callable[[str, Path], None]
 
 @dataclass(frozen=True)
 class Header:
-    """What a birder checkpoint says of itself: input size in pixels and channels, number of classes, task if any."""
+    """What a birder checkpoint says of itself: input size in pixels and channels, names by class index, task if any."""
 
     size: tuple[int, int]
     channels: int
-    num_classes: int
+    class_names: tuple[str, ...]
     task: str | None
 
 
@@ -118,8 +118,10 @@ def read_header(path: Path) -> Header:
     try:
         content = _safetensors_metadata(path) if path.suffix == ".safetensors" else _torch_content(path)
         _, channels, height, width = content["signature"]["inputs"][0]["data_shape"]
-        classes = content["signature"]["outputs"][0]["data_shape"][1]
-        return Header((height, width), channels, classes, content.get("task"))
+        names = [f"class_{index}" for index in range(content["signature"]["outputs"][0]["data_shape"][1])]
+        for name, index in content["class_to_idx"].items():
+            names[index] = name
+        return Header((height, width), channels, tuple(names), content.get("task"))
     except pickle.UnpicklingError:
         raise ConfigError(f"{path}: damaged, or holds more than tensors and is not opened for safety") from None
     except (RuntimeError, ValueError, LookupError, TypeError, EOFError, OSError, struct.error) as error:
@@ -137,7 +139,7 @@ def _safetensors_metadata(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         metadata = json.loads(file.read(length))["__metadata__"]
-    return {"task": metadata.get("task"), "signature": json.loads(metadata["signature"])}
+    return {"task": metadata.get("task")} | {key: json.loads(metadata[key]) for key in ("signature", "class_to_idx")}
 
 
 def _fetch(source: str, sha256: str | None, download: Download | None = None) -> Path:

@@ -16,7 +16,7 @@ from birder_ray.config import StorageOptions
 from birder_ray.errors import ConfigError
 from birder_ray.source.base import hidden
 from birder_ray.source.fetch import failure, prefetch, reason
-from birder_ray.storage import filesystem, redact, retry
+from birder_ray.storage import filesystem, is_local, redact, retry
 
 _VERSION_KEYS = (
     "ETag", "etag", "md5Hash", "content_md5", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified",
@@ -59,7 +59,8 @@ def find(uri: str, options: StorageOptions) -> Iterator[Found]:
         raise
     except Exception as error:
         if failure(error) == "Forbidden":
-            remedy = "give credentials in the environment or in source.options, {anon: true} for a public bucket"
+            remote = "give credentials in the environment or in source.options, {anon: true} for a public bucket"
+            remedy = "check its permissions" if is_local(uri) else remote
             raise ConfigError(f"{redact(uri)}: access is forbidden; {remedy}") from None
         raise ConfigError(f"{redact(uri)}: cannot be listed: {reason(error)}") from None
 

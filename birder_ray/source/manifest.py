@@ -152,4 +152,4 @@ def _row(fallback: str, texts: list[str | None], problem: SampleError | None = N
     uri = (uri or "").strip()
     if not uri and not problem:
         problem = SampleError("BadUri", "the row names no image")
-    return _Row(uri, name or uri or fallback, label or None, problem)
+    return _Row(uri, name or redact(uri) or fallback, label or None, problem)
