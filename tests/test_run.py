@@ -54,7 +54,7 @@ def test_the_same_photos_give_the_same_numbers_from_every_format_and_batch_size(
             first = vectors(table(outs[0], name), column)
             assert np.ptp(first, axis=0).max() > 1e-3, "the images must differ for this to mean anything"
             for other in outs[1:]:
-                np.testing.assert_allclose(vectors(table(other, name), column), first, atol=1e-5)
+                np.testing.assert_allclose(vectors(table(other, name), column), first, atol=1e-4)
 
 
 def test_what_a_run_leaves_behind(tmp_path, model):

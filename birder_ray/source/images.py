@@ -1,6 +1,8 @@
 """Directories of image files: one directory is one shard, its images sorted by name."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from birder_ray.chunk import Sample
 from birder_ray.config import SourceConfig
@@ -10,10 +12,16 @@ from birder_ray.source.find import list_folder
 from birder_ray.storage import filesystem, join, redact
 
 
+@dataclass(frozen=True)
+class _Directory:
+    shard: Shard
+    config: SourceConfig = field(compare=False)
+
+
 def read(shard: Shard, config: SourceConfig, start: int, wanted: Wanted) -> Iterator[Item]:
     """See `Format`. The label is the name of the directory, unless that is the source itself."""
     fs, folder = filesystem(shard.uri, config.options)
-    names = _names(shard, config)
+    names = _names(_Directory(shard, config))
     label = shard.name.rpartition("/")[2] or None
 
     def item(index: int) -> Item:
@@ -26,13 +34,14 @@ def read(shard: Shard, config: SourceConfig, start: int, wanted: Wanted) -> Iter
 
 def count(shard: Shard, config: SourceConfig, at_most: int) -> int:
     """See `Format`."""
-    return min(len(_names(shard, config)), at_most)
+    return min(len(_names(_Directory(shard, config))), at_most)
 
 
-def _names(shard: Shard, config: SourceConfig) -> list[str]:
-    names = shard.members
+@lru_cache(maxsize=1)  # a process reads many ranges of one large directory, whose listing takes minutes
+def _names(directory: _Directory) -> list[str]:
+    names = directory.shard.members
     if names is None:
-        fs, folder = filesystem(shard.uri, config.options)
+        fs, folder = filesystem(directory.shard.uri, directory.config.options)
         files = (info["name"].rpartition("/")[2] for info in list_folder(fs, folder) if info["type"] == "file")
         names = tuple(name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not hidden(name))
     return sorted(names, key=lambda name: name.encode(errors="surrogateescape"))

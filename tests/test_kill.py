@@ -1,0 +1,181 @@
+"""SIGKILL of the real process tree at random instants, resumed to the same tables; on a disk and on a real S3 server."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from birder_ray.commit import COMMITS, SUCCESS
+from birder_ray.storage import Folder
+from birder_ray.testing import make_shards, tiny_checkpoint
+from birder_ray.verify import verify
+from tests.results import assert_same, table
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
+
+IMAGES, SHARDS, UNIT = 40, 4, 4
+SEED = int(os.environ.get("BIRDER_RAY_SEED", "7"))
+
+DRIVER = """
+import json, sys
+from birder_ray import RunConfig, run
+run(RunConfig(**json.loads(sys.argv[1])))
+"""
+
+
+class Run:
+    """A driver with its own Ray, in a process group of its own, so that what it leaves can be found and ended."""
+
+    def __init__(self, config: dict, temporary: Path):
+        environment = {**os.environ, "RAY_TMPDIR": str(temporary), "BIRDER_RAY_TEST": str(os.getpid())}
+        command = [sys.executable, "-c", DRIVER, json.dumps(config)]
+        self.log = open(temporary / "driver.log", "ab")
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        self.temporary = temporary
+
+    def family(self) -> dict[int, str]:
+        """Pids and titles of everything that this run's Ray started, also when the driver is gone."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"RAY_TMPDIR={self.temporary}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+        return found
+
+    def kill(self, *titles: str) -> list[str]:
+        """SIGKILL to the workers whose title holds one of `titles`."""
+        hit = [(pid, title) for pid, title in self.family().items() if any(name in title for name in titles)]
+        for pid, _ in hit:
+            _kill(pid)
+        return [title for _, title in hit]
+
+    def end(self) -> int:
+        """SIGKILL to the driver and, as its machine would, to all that it started."""
+        _kill(self.process.pid)
+        code = self.process.wait(30)
+        deadline = time.monotonic() + 30
+        while (left := [pid for pid in self.family() if pid != os.getpid()]) and time.monotonic() < deadline:
+            for pid in left:
+                _kill(pid)
+            time.sleep(0.1)
+        self.log.close()
+        return code
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _wait(run: Run, folder: Folder, commits: int, deadline_s: float = 240) -> bool:
+    """Until so many commits stand; False if the run ended first."""
+    deadline = time.monotonic() + deadline_s
+    while time.monotonic() < deadline:
+        if len(folder.names(COMMITS)) >= commits:
+            return True
+        if run.process.poll() is not None:
+            return False
+        time.sleep(0.05)
+    raise AssertionError(f"no {commits} commits in {deadline_s} s")
+
+
+def _finish(config: dict, temporary: Path) -> None:
+    run = Run(config, temporary)
+    try:
+        assert run.process.wait(300) == 0, (temporary / "driver.log").read_text()[-3000:]
+    finally:
+        run.end()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("data")
+    make_shards(str(folder / "tars"), IMAGES, SHARDS)
+    tiny_checkpoint(str(folder / "hgnet_v2_b0_tiny.pt"))
+    config = {
+        "source": str(folder / "tars"),
+        "model": str(folder / "hgnet_v2_b0_tiny.pt"),
+        "compute": {"unit_rows": UNIT, "batch_size": 2},
+    }
+    temporary = _temporary("whole")
+    _finish({**config, "destination": str(folder / "whole")}, temporary)
+    return {**config, "whole": str(folder / "whole")}
+
+
+def _temporary(name: str) -> Path:
+    """Short, for Ray's sockets."""
+    folder = Path(f"/tmp/brk-{os.getpid()}-{name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _config(data: dict, destination: str, options: dict | None = None) -> dict:
+    told = {key: value for key, value in data.items() if key != "whole"}
+    return {**told, "destination": destination, "destination_options": options or {}}
+
+
+def _check(data: dict, folder: Folder) -> None:
+    assert folder.exists(SUCCESS)
+    totals = verify(folder.url, folder.options)
+    assert (totals.samples, totals.errors) == (IMAGES * SHARDS, 0)
+    assert_same(data["whole"], folder.url, folder.options, tolerance=1e-4)
+
+
+def _kill_drivers(data: dict, folder: Folder, times: int, name: str) -> None:
+    """Kill the driver at `times` random instants: half of them anywhere, half soon after a commit."""
+    chance = random.Random(SEED)
+    config, temporary = _config(data, folder.url, folder.options), _temporary(name)
+    killed = 0
+    for _ in range(times):
+        before = len(folder.names(COMMITS))
+        run = Run(config, temporary)
+        try:
+            alive = _wait(run, folder, before + 1) if chance.random() < 0.7 else True
+            time.sleep(chance.uniform(0, 0.4) if alive and before else chance.uniform(0, 6))
+            killed += run.process.poll() is None
+        finally:
+            run.end()
+    assert killed >= times // 2, "the runs must not be over before they are killed"
+    _finish(config, temporary)
+    _check(data, folder)
+
+
+def test_driver_killed_at_ten_random_instants(data, tmp_path):
+    _kill_drivers(data, Folder(str(tmp_path / "out")), 10, "driver")
+
+
+@pytest.mark.s3
+def test_driver_killed_while_it_writes_to_s3(data, seaweed):
+    _kill_drivers(data, Folder(f"{seaweed.url}/out", seaweed.options), 4, "s3")
+
+
+def test_actors_killed_in_the_middle_of_the_chain(data, tmp_path):
+    chance = random.Random(SEED)
+    folder = Folder(str(tmp_path / "out"))
+    temporary = _temporary("actors")
+    run = Run(_config(data, folder.url), temporary)
+    hit: list[str] = []
+    try:
+        for commits, title in [(1, "_PreprocessActor"), (4, "_InferActor"), (8, "_PreprocessActor"), (12, "_InferActor")]:
+            if _wait(run, folder, commits):
+                time.sleep(chance.uniform(0, 0.3))
+                hit += run.kill(title)
+        assert run.process.wait(300) == 0, (temporary / "driver.log").read_text()[-3000:]
+    finally:
+        run.end()
+    assert any("_PreprocessActor" in title for title in hit)
+    assert any("_InferActor" in title for title in hit)
+    _check(data, folder)
+    assert table(folder.url, "errors").num_rows == 0, "a killed process is no reason to quarantine a sample"
