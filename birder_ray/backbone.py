@@ -58,22 +58,17 @@ def resolve(model: ModelConfig) -> Weights:
     """
     if files.is_reference(model.name):
         path = files.from_reference(model.name)
-        name, reparameterized = path.stem, None
-        network = model.network or _network_of(name)
-        if not network:
-            raise ConfigError(f"{path}: the file name does not begin with a birder network; pass --network")
+        name, published = path.stem, None
     else:
         name = _current_name(model.name)
-        metadata = registry.get_pretrained_metadata(name) if registry.pretrained_exists(name) else None
-        path = _find(model, name, metadata)
-        net: Mapping[str, Any] = (
-            metadata["net"] if metadata else {"network": _network_of(name), "reparameterized": None}
-        )
-        network, reparameterized = model.network or net["network"], net.get("reparameterized", False)
+        published = _published(name)
+        path = _find(model, name, published)
+    net: Mapping[str, Any] = published["net"] if published else {}
+    network = model.network or net.get("network") or _network_of(name)
+    if network is None:
+        raise ConfigError(f"{path}: the file name does not begin with a birder network; pass --network")
     if not registry.exists(network, task=Task.IMAGE_CLASSIFICATION):
         raise ConfigError(f"{network}: no such birder network{_suggest(network, _networks())}")
-    if "naflex" in network:
-        raise ConfigError(f"{network}: networks of native aspect ratio (NaFlex) are not supported")
     header = files.read_header(path)
     if header.task not in (None, Task.IMAGE_CLASSIFICATION):
         raise ConfigError(f"{path}: a model for {header.task}; only image classification is supported")
@@ -82,34 +77,41 @@ def resolve(model: ModelConfig) -> Weights:
         sha256=files.sha256_file(path),
         name=name,
         network=network,
-        reparameterized=reparameterized,
+        reparameterized=net.get("reparameterized", False) if published else None,
         size=header.size,
         channels=header.channels,
         class_names=header.class_names,
     )
 
 
-def _find(model: ModelConfig, name: str, metadata: Any) -> Path:
+def _published(name: str) -> Any:
+    """birder's entry for a pretrained model; None if it has none of this name."""
+    if not registry.pretrained_exists(name):
+        return None
+    entry: Any = registry.get_pretrained_metadata(name)
+    if entry["task"] != Task.IMAGE_CLASSIFICATION:
+        raise ConfigError(f"{name}: a model for {entry['task']}; only image classification is supported")
+    if not any(f".{kind}" in files.SUFFIXES for kind in entry["formats"]):
+        raise ConfigError(f"{name}: published only as {', '.join(entry['formats'])}, which is not supported")
+    return entry
+
+
+def _find(model: ModelConfig, name: str, published: Any) -> Path:
     models_dir = Path(os.environ.get("MODELS_DIR") or settings.MODELS_DIR)
-    formats = metadata["formats"] if metadata else {}
-    known = {f".{kind}": entry["sha256"] for kind, entry in formats.items() if f".{kind}" in files.SUFFIXES}
-    if metadata and metadata["task"] != Task.IMAGE_CLASSIFICATION:
-        raise ConfigError(f"{name}: a model for {metadata['task']}; only image classification is supported")
-    if metadata and not known:
-        raise ConfigError(f"{name}: published only as {', '.join(formats)}, which is not supported")
+    formats = published["formats"] if published else {}
 
     def download(file: str, path: Path) -> None:
         _, url = lib.get_pretrained_model_url(name, Path(file).suffix[1:])
         cli.download_file(url, path, progress_bar=False)
 
     found = files.from_name(
-        (name, model.name) if model.name != name else (name,),
+        tuple(dict.fromkeys((name, model.name))),
         models_dir,
         model.weights_mirror,
-        known,
-        download if metadata else None,
+        {f".{kind}": entry["sha256"] for kind, entry in formats.items()},
+        download if published else None,
     )
-    if found is None or (metadata is None and _network_of(name) is None and model.network is None):
+    if found is None:
         names = registry.list_pretrained_models(task=Task.IMAGE_CLASSIFICATION)
         raise ConfigError(
             f"{model.name}: birder {birder.__version__} has no pretrained model of this name"
@@ -195,7 +197,7 @@ class Backbone:
         self.compiled = compiled
         self._run: Callable[[torch.Tensor, bool], Outputs] = self.passes
         if compiled:
-            self._run = torch.compile(self.passes, dynamic=False, options={"freezing": True})
+            self._run = torch.compile(self.passes, dynamic=False, options={"freezing": self.device.type == "cpu"})
 
     def require_classes(self) -> None:
         """Raises ConfigError if the network has no classifier."""

@@ -82,9 +82,12 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
-        if not equals:
+        if not equals or not key:
             raise ConfigError(f"{text}: write it as KEY=VALUE")
-        _put(nested, key, yaml.safe_load(value))
+        try:
+            _put(nested, key, yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise ConfigError(f"{key}=...: the part after = is no YAML value") from None
     return nested
 
 

@@ -4,10 +4,11 @@ A pipeline file, the command line and Python all end here. Units stand in the na
 field's description; every `auto` is resolved later, where the hardware and the model are known.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from birder_ray.errors import ConfigError
 from birder_ray.storage import open_binary
@@ -24,13 +25,23 @@ def _as_tuple(value: Any) -> Any:
 
 def _as_size(value: Any) -> Any:
     """384, "384" and "384x512" (height x width), as (height, width)."""
-    if isinstance(value, str):
-        value = [int(side) for side in value.lower().split("x")]
-        value = value[0] if len(value) == 1 else value
-    return (value, value) if isinstance(value, int) else value
+    sides: list[Any] = value.lower().split("x") if isinstance(value, str) else value
+    sides = list(sides) if isinstance(sides, list | tuple) else [sides, sides]
+    sides = [int(side) if isinstance(side, str) and side.strip().isdecimal() else side for side in sides]
+    if isinstance(value, str) and len(sides) == 1:
+        sides *= 2
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError("give pixels as 384, or height x width as 384x512")
+    return tuple(sides)
 
 
-Size = Annotated[tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]], BeforeValidator(_as_size)]
+def _distinct(value: Any) -> Any:
+    if isinstance(value, tuple) and len(set(value)) < len(value):
+        raise ValueError("each name may stand once")
+    return value
+
+
+Size = Annotated[tuple[int, int], BeforeValidator(_as_size)]
 
 
 class _Block(BaseModel):
@@ -40,7 +51,7 @@ class _Block(BaseModel):
 class SourceConfig(_Block):
     """Where the images are."""
 
-    uri: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+    uri: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)] = Field(
         min_length=1, description="one or more directories, files, globs, brace ranges, shards or manifests"
     )
     format: Literal["auto", "images", "tar", "parquet", "manifest"] = Field(
@@ -86,10 +97,11 @@ class EmbeddingsConfig(_Block):
 class FeaturesConfig(_Block):
     """Options of the features table."""
 
-    levels: Literal["all"] | Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
-        "all", description="feature levels, e.g. [stage3, stage4]"
-    )
-    pooling: Annotated[tuple[Pooling, ...], BeforeValidator(_as_tuple)] = Field(
+    levels: (
+        Literal["all"]
+        | Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_tuple), AfterValidator(_distinct)]
+    ) = Field("all", description="feature levels, e.g. [stage3, stage4]")
+    pooling: Annotated[tuple[Pooling, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)] = Field(
         ("mean", "max", "std"), min_length=1, description="summaries per level, of mean, max, std, gem"
     )
 
@@ -105,7 +117,8 @@ class OutputsConfig(_Block):
     @classmethod
     def _named_means_wanted(cls, value: Any) -> Any:
         if isinstance(value, dict):  # `embeddings:` with nothing under it is a table with its defaults
-            return {name: {} if options is None else options for name, options in value.items()}
+            given = {name: {} if options in (None, True) else options for name, options in value.items()}
+            return {name: None if options is False else options for name, options in given.items()}
         return value
 
     @model_validator(mode="after")
@@ -173,7 +186,7 @@ class RunConfig(_Block):
         return {
             key: {short[key]: item} if key in short and isinstance(item, str | list | tuple) else item
             for key, item in value.items()
-            if not (key == "outputs" and item is None)
+            if not (item is None and key in {"outputs", "compute", "run", "destination_options"})
         }
 
     def __init__(self, **fields: Any):
@@ -197,35 +210,54 @@ class RunConfig(_Block):
                 fields = yaml.safe_load(file)
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such pipeline file") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
         if not isinstance(fields, dict):
             raise ConfigError(f"{path}: a pipeline file is a mapping with source, model and destination")
         for override in overrides:
             _set(fields, override)
-        return cls(**fields)
+        return cls(**{str(key): value for key, value in fields.items()})
 
 
 def _set(fields: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        raise ConfigError(f"--set {override}: write it as dotted.key=value, e.g. model.size=384")
     *parents, last = dotted.split(".")
+    if not equals or not all([*parents, last]):
+        raise ConfigError(f"--set {override}: write it as dotted.key=value, e.g. model.size=384")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the part after = is no YAML value") from None
     for key in parents:
         if isinstance(fields.get(key), str | list):  # the short form: source: a/path
             fields[key] = {{"source": "uri", "model": "name"}.get(key, key): fields[key]}
         if not isinstance(fields.get(key), dict):
             fields[key] = {}
         fields = fields[key]
-    fields[last] = yaml.safe_load(text)
+    fields[last] = value
 
 
 def _plain(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        return f"{where}: no such option"
-    if first["type"] == "missing":
-        return f"{where}: must be given"
-    return f"{where}: {message} (got {first['input']!r})" if where else message
+    """The first wrong field and what is wrong with it, as its user would say it."""
+    first, *rest = error.errors(include_url=False)
+    if first["type"] in ("extra_forbidden", "missing"):
+        name = ".".join(map(str, first["loc"]))
+        return f"{name}: no such option" if first["type"] == "extra_forbidden" else f"{name}: must be given"
+    where = _where(first["loc"])
+    # a field of several types (`auto` or a number) has one error for each
+    alike = [first, *(other for other in rest if _where(other["loc"]) == where)]
+    message = ", or ".join(dict.fromkeys(_message(each["msg"]) for each in alike))
+    shown = "" if "options" in where else f" (got {first['input']!r:.80})"  # options may hold credentials
+    return f"{where}: {message}{shown}" if where else message
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    """The dotted path that the user wrote: pydantic adds the names of a union's members, as in `constrained-int`."""
+    return ".".join(str(part) for part in location if isinstance(part, int) or part.isidentifier())
+
+
+def _message(text: str) -> str:
+    text = re.sub(r"valid dictionary or instance of \w+", "mapping", text)
+    return re.sub("^(Value error, |Input |Tuple |String )", "", text).replace(" after validation", "")

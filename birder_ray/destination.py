@@ -109,6 +109,8 @@ class Destination:
     def finish(self, plan: Plan, totals: Totals) -> None:
         """Every unit of the plan is committed: clear away what is not this run's, and say that it is finished."""
         if not self.adopted:
+            if not self.replaces and not plan.foreign and self.folder.exists(SUCCESS):
+                return  # it was finished before
             self._adopt()
         for unit in sorted(plan.foreign):
             self.ledger.erase(unit)

@@ -1,6 +1,7 @@
 """The inference step: a chunk of images in, Arrow tables out. A plain callable; it knows nothing of Ray."""
 
 import logging
+import re
 import time
 from functools import partial
 from typing import Any
@@ -34,6 +35,7 @@ FINITE = "finite"
 
 _BATCH_SIZE = {"cpu": 16, "cuda": 256}
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
 _NON_FINITE = SampleError("NonFiniteOutput", "the network gave NaN or infinite values for this image")
 
 
@@ -137,7 +139,7 @@ class Infer:
         try:
             return self._batch(images)
         except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+            if not isinstance(error, torch.OutOfMemoryError) and not _OUT_OF_MEMORY.search(str(error)):
                 raise
             return None  # the error keeps the batch's tensors alive: it must be gone before anything is retried
 

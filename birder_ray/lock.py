@@ -15,6 +15,9 @@ from birder_ray.storage import Folder, redact
 LOCK = "_lock.json"
 BEAT_S = 10.0
 STALE_S = 60.0
+_SETTLE_S = 0.5
+_FIELDS = {"token", "host", "pid", "boot", "time"}
+_NOBODY = {"token": "", "host": "nobody: the lock was damaged", "pid": 0, "boot": "", "time": "1970-01-01T00:00:00+00:00"}
 
 
 class Lock:
@@ -41,7 +44,11 @@ class Lock:
                 break
             self._take_over()
         else:
-            raise LockHeld(f"{redact(self.folder.url)}: another run took the lock at the same moment; try again")
+            raise LockHeld(self._same_moment())
+        if self.taken_from is not None:
+            time.sleep(_SETTLE_S)  # another who saw the same stale lock may have deleted ours for it
+            if self._owner().get("token") != self.token:
+                raise LockHeld(self._same_moment())
         self._thread.start()
         return self
 
@@ -55,18 +62,22 @@ class Lock:
         owner = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "boot": _boot(), "time": _now()}
         return json.dumps(owner).encode()
 
+    def _same_moment(self) -> str:
+        return f"{redact(self.folder.url)}: another run took the lock at the same moment; try again"
+
     def _owner(self) -> dict[str, Any]:
         try:
             owner = self.folder.read_json(LOCK)
-            return owner if isinstance(owner, dict) else {}
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
             return {}
+        except ValueError:
+            owner = None
+        return owner if isinstance(owner, dict) and _FIELDS <= owner.keys() else _NOBODY
 
     def _take_over(self) -> None:
         owner = self._owner()
         if not owner:
-            self.folder.delete(LOCK)
-            return
+            return  # let go of meanwhile
         who = f"{owner.get('host')} (pid {owner.get('pid')})"
         age = time.time() - datetime.fromisoformat(owner["time"]).timestamp()
         here = owner.get("host") == socket.gethostname() and owner.get("boot") == _boot()

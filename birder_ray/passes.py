@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from birder_ray.errors import ConfigError
-from birder_ray.taps import Levels, close, find_taps, install
+from birder_ray.taps import Levels, close, find_taps, install, tensors
 
 Wanted = Literal["all"] | tuple[str, ...]
 Reduced = dict[str, torch.Tensor]
@@ -55,11 +55,8 @@ class Passes:
             name: reduce(x) for name, x in levels.items()
         }  # all keys from the start: torch.compile guards on them
         expected = _separate_heads(net, images)
-        try:
-            taps, shared = find_taps(net, lambda: _shared_heads(net, images), levels)
-            one = all(close(ours, theirs) for ours, theirs in zip(shared, expected, strict=True))
-        except TypeError:  # `classify` of this network takes more than the embedding
-            one = False
+        taps, shared = find_taps(net, lambda: _shared_heads(net, images), levels)
+        one = all(close(ours, theirs) for ours, theirs in zip(shared, expected, strict=True))
         self._heads = _shared_heads if one else _separate_heads
         self._tapped = one and len(taps) == len(levels)
         if self._tapped:
@@ -81,11 +78,17 @@ class Passes:
 
 def _shared_heads(net: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     embedding = net.embedding_from_features(net.forward_features(images))
-    return net.classify(embedding), embedding.flatten(1)
+    logits = net.classify(*embedding) if isinstance(embedding, tuple) else net.classify(embedding)
+    return logits, _vector(embedding)
 
 
 def _separate_heads(net: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return net(images), net.embedding(images).flatten(1)
+    return net(images), _vector(net.embedding(images))
+
+
+def _vector(embedding: Any) -> torch.Tensor:
+    """(B, D) of a network's embedding, which a few networks give as several tensors, or with more axes."""
+    return torch.cat([x.flatten(1) for x in tensors(embedding)], dim=1)
 
 
 def _reference(net: Any, images: torch.Tensor) -> Levels:

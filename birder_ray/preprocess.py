@@ -4,7 +4,7 @@ import io
 import re
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -92,18 +92,20 @@ class Preprocess:
                 raise SampleError("DecompressionBomb", f"{width} x {height} px: too elongated to be cropped simply")
             image = F.resize(image, list(target), interpolation=InterpolationMode.BICUBIC, antialias=True)
             image = F.center_crop(image, list(self.spec.size))
-            return F.pil_to_tensor(image) if isinstance(image, Image.Image) else image
+            pixels: torch.Tensor = F.pil_to_tensor(image) if isinstance(image, Image.Image) else image
+            return pixels
         except (SampleError, MemoryError):
             raise
         except Exception as error:
             raise _sample_error(error) from error
 
-    def _decode(self, data: bytes) -> Image.Image | torch.Tensor:
+    def _decode(self, data: bytes) -> Any:
+        """A PIL image, or a C,H,W tensor."""
         header = Image.open(io.BytesIO(data))  # refuses more than MAX_PIXELS, before anything is decoded
         mode = "L" if self.spec.channels == 1 else "RGB"
         if self.spec.decoder == "pil":
             return header.convert(mode)
-        animated = header.format in ("GIF", "WEBP") and header.is_animated
+        animated = header.format in ("GIF", "WEBP") and getattr(header, "is_animated", False)
         if animated or header.format not in _TORCHVISION_FORMATS:
             return F.pil_to_tensor(header.convert(mode))
         if header.format == "PNG":

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ side writes to our standard error
 }
 _NO_PROGRESS_S = 600
+_OWN_ERROR = re.compile(r"^birder_ray\.errors\.(ConfigError|RunFailed): (.+)$", re.MULTILINE)
 
 
 @contextmanager
@@ -172,8 +174,10 @@ def stream(
             fn_constructor_args=(infer_options, attempts),
             num_cpus=sizes.inference_cpus,
             num_gpus=sizes.gpus_per_actor,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=sizes.inference_actors, initial_size=sizes.inference_actors),
-            **arrow,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=sizes.inference_actors, initial_size=sizes.inference_actors
+            ),
+            **arrow | {"batch_size": 1},  # Ray Data insists on a number where there are GPUs; a row is a chunk
         )
     )
     try:
@@ -192,6 +196,7 @@ def _configure() -> None:
     context.print_on_execution_start = False
     context.target_max_block_size = 1024**2  # a block is a chunk
     context.max_errored_blocks = 0
+    context.actor_init_max_retries = 0  # what can be retried in there is retried in there
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     context.execution_options.preserve_order = False
     context.execution_options.verbose_progress = False
@@ -199,11 +204,16 @@ def _configure() -> None:
 
 def _explained(error: BaseException) -> BirderRayError:
     """Our own exception from under Ray's, or a RunFailed with the last line of what happened."""
-    innermost, link = error, error
+    texts = []
+    link: BaseException | None = error
     while link is not None:
-        innermost = link
         if isinstance(link, BirderRayError):
             return link
-        link = getattr(link, "cause", None) or link.__cause__  # type: ignore[assignment]
-    lines = [line for line in str(innermost).splitlines() if line.strip()] or [repr(innermost)]
-    return RunFailed(f"a remote step failed: {type(innermost).__name__}: {lines[-1].strip()}; run again to resume")
+        texts.append(str(link))
+        link = getattr(link, "cause", None) or link.__cause__
+    for text in texts:  # an actor that fails to start leaves only the text of its exception
+        found = _OWN_ERROR.search(text)
+        if found:
+            return ConfigError(found[2]) if found[1] == "ConfigError" else RunFailed(found[2])
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()] or [repr(error)]
+    return RunFailed(f"a remote step failed: {lines[-1]}; what is committed stands, run again to resume")

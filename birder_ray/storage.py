@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 _PERMANENT_ERRNO = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC, errno.EROFS, errno.EDQUOT,
-    errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL,
+    errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL, errno.ENOSYS,
 }  # fmt: skip
 _TRANSIENT_NAMES = {
     "ClientError", "ConnectionClosedError", "EndpointConnectionError", "ReadTimeoutError", "ConnectTimeoutError",
@@ -56,30 +56,43 @@ def redact(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator:
         return url
+    if scheme.rpartition("::")[2].startswith("http"):
+        rest = rest.partition("?")[0]
     host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0] if scheme.startswith('http') else path}"
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def join(root: str, *names: str) -> str:
     """`root/name/...` for paths and URLs alike."""
-    return "/".join([root.rstrip("/") if root != "/" else "", *names])
+    return (root if root.endswith("/") else f"{root}/") + "/".join(names)
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether trying again may help: timeouts, resets, 5xx and throttling, but not a missing or forbidden file."""
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError):
+    if isinstance(
+        error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError
+    ):
         return False
-    response = getattr(error, "response", None)
-    status = getattr(error, "status", None)
-    if isinstance(response, dict):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", status)
-    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
-        return False
+    status = _http_status(error)
+    if status is not None and 400 <= status < 500:
+        return status in (408, 409, 429)  # S3 says 409 when two conditional writes meet
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     if type(error).__name__ in _TRANSIENT_NAMES:
         return True
     return isinstance(error, OSError) and error.errno not in _PERMANENT_ERRNO and type(error) is OSError
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The status behind an error of aiohttp or botocore, or of s3fs, which keeps botocore's as the cause."""
+    for candidate in (error, error.__cause__):
+        response = getattr(candidate, "response", None)
+        status = getattr(candidate, "status", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if isinstance(status, int):
+            return status
+    return None
 
 
 def retry(call: Callable[[], T], attempts: int = 5, first_delay_s: float = 0.5) -> T:
@@ -116,7 +129,8 @@ class Folder:
     """A destination folder: whole-object writes under fixed names, on a local disk or an object store."""
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None):
-        self.url = url.rstrip("/") or url
+        bare = url.rstrip("/")
+        self.url = url if not bare or bare.endswith(":") else bare  # "/" and "memory://" stay as they are
         self.options = dict(options or {})
         self.fs, self.path = filesystem(self.url, self.options)
         self.path = self.path.rstrip("/")
@@ -145,7 +159,10 @@ class Folder:
             raise
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write `name` only if it does not exist; whether it was written. One of many racing callers wins."""
+        """Write `name` only if it does not exist; whether it was written. One of many racing callers wins.
+
+        `data` must be the caller's own (a token in it): a write whose answer was lost is recognised by it.
+        """
         if self.local:
             target = self.at(name)
             os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -160,9 +177,15 @@ class Folder:
             finally:
                 os.unlink(temporary)
         try:
-            self.fs.pipe_file(self.at(name), data, mode="create")
+            retry(lambda: self.fs.pipe_file(self.at(name), data, mode="create"))
             return True
-        except FileExistsError:
+        except OSError as error:
+            # an S3 server that does not say which condition failed makes s3fs raise a plain OSError
+            if not isinstance(error, FileExistsError) and _http_status(error) != 412:
+                raise
+        try:
+            return self.read(name) == data
+        except FileNotFoundError:  # deleted meanwhile
             return False
 
     def read(self, name: str) -> bytes:

@@ -39,7 +39,7 @@ class Tap:
 
     def read(self, output: Any) -> torch.Tensor:
         """(B, C, L) of what the module returned."""
-        x = _tensors(output)[self.item]
+        x = tensors(output)[self.item]
         return (x.movedim(-1, 1) if self.channels_last else x).flatten(2)[:, :, self.skip :]
 
 
@@ -57,7 +57,7 @@ def find_taps(net: nn.Module, forward: Callable[[], T], levels: Levels) -> tuple
 
     def look(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            for item, x in enumerate(_tensors(output)):
+            for item, x in enumerate(tensors(output)):
                 for level, expected in levels.items():
                     for tap in _readings(name, item, x, expected):
                         if close(summary(tap.read(output)), summaries[level]):
@@ -101,6 +101,13 @@ def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLER
     return bool((actual - expected).abs().max() <= tolerance * scale)
 
 
+def tensors(output: Any) -> list[torch.Tensor]:
+    """The tensors of what a module returned: itself, or those among the items of a tuple or list."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    return [x for x in output if isinstance(x, torch.Tensor)] if isinstance(output, tuple | list) else []
+
+
 def _readings(name: str, item: int, x: torch.Tensor, expected: torch.Tensor) -> Iterator[Tap]:
     batch, channels, positions = expected.shape
     if x.ndim < 3 or len(x) != batch or not x.is_floating_point():
@@ -110,9 +117,3 @@ def _readings(name: str, item: int, x: torch.Tensor, expected: torch.Tensor) -> 
         yield Tap(name, item, channels_last=False, skip=0)
     if x.shape[-1] == channels and 0 <= per_channel - positions <= MAX_SPECIAL_TOKENS:
         yield Tap(name, item, channels_last=True, skip=per_channel - positions)
-
-
-def _tensors(output: Any) -> list[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        return [output]
-    return [x for x in output if isinstance(x, torch.Tensor)] if isinstance(output, tuple | list) else []

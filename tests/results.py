@@ -13,7 +13,7 @@ def table(destination: Any, name: str, options: dict[str, Any] | None = None) ->
     import fsspec
 
     fs, path = fsspec.core.url_to_fs(str(destination), **(options or {}))
-    if not fs.exists(f"{path}/{name}"):
+    if not fs.exists(f"{path}/{name}") or not fs.glob(f"{path}/{name}/*.parquet"):
         return pa.table({"sample": [], "shard": [], "index": []})
     return ds.dataset(f"{path}/{name}", filesystem=fs, format="parquet").to_table().sort_by([("shard", "ascending"), ("index", "ascending")])
 

@@ -77,10 +77,31 @@ def test_another_machine_is_believed_while_its_heart_beats(folder, age_s, held):
             assert lock.taken_from == "elsewhere (pid 1)"
 
 
+def test_a_damaged_lock_is_taken_over(folder):
+    folder.write(LOCK, b"{")
+    with Lock(folder) as lock:
+        assert lock.taken_from
+
+
+def test_of_two_that_take_over_the_same_lock_one_gives_in(folder, monkeypatch):
+    """The other deletes our new lock for the stale one it saw, just after we made it."""
+    seen = datetime.now(UTC) - timedelta(seconds=locks.STALE_S + 1)
+    stale = {"token": "t", "host": "elsewhere", "pid": 1, "boot": "b", "time": seen.isoformat()}
+    folder.write(LOCK, json.dumps(stale).encode())
+
+    def sleep(seconds):
+        folder.write(LOCK, json.dumps({**folder.read_json(LOCK), "token": "the other"}).encode())
+
+    monkeypatch.setattr(locks.time, "sleep", sleep)
+    with pytest.raises(LockHeld, match="at the same moment"), Lock(folder):
+        pass
+    assert folder.read_json(LOCK)["token"] == "the other"
+
+
 def test_the_loser_of_a_take_over_notices(folder, monkeypatch):
     monkeypatch.setattr(locks, "BEAT_S", 0.05)
     with Lock(folder) as lock:
-        folder.write(LOCK, json.dumps({"token": "another"}).encode())
+        folder.write(LOCK, json.dumps({**folder.read_json(LOCK), "token": "another"}).encode())
         lock._thread.join(5)
         assert lock.lost
     assert folder.read_json(LOCK)["token"] == "another"

@@ -60,7 +60,7 @@ def test_the_same_photos_give_the_same_numbers_from_every_format_and_batch_size(
 def test_what_a_run_leaves_behind(tmp_path, model):
     make_shards(str(tmp_path / "data"), images_per_shard=3, shards=1)
     run(_config(str(tmp_path / "data"), model, tmp_path / "out"))
-    unit = Path(parts(tmp_path / "out")[0]).stem
+    unit = next((tmp_path / "out" / "predictions").iterdir()).stem
     assert parts(tmp_path / "out") == sorted(
         [f"{COMMITS}/{unit}.json", SUCCESS, "classes.parquet", "manifest.json"]
         + [f"{name}/{unit}.parquet" for name in ("embeddings", "features", "predictions")]

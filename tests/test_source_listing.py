@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from birder_ray.config import SourceConfig
 from birder_ray.errors import ConfigError, SampleError
@@ -106,7 +108,12 @@ def test_mixed_formats_need_a_choice(tmp_path: Path) -> None:
 
 def test_format_given_for_a_file_without_suffix(tmp_path: Path) -> None:
     touch(tmp_path, "download")
-    assert names(tmp_path / "download", format="tar") == [("tar", "download", None)]
+    for format_ in ("tar", "parquet", "images"):
+        members = ("download",) if format_ == "images" else None
+        name = "" if format_ == "images" else "download"
+        assert names(tmp_path / "download", format=format_) == [(format_, name, members)]
+    (tmp_path / "list.txt").write_text("image\n1.jpg\n")
+    assert [shard.count for shard in listed(tmp_path / "list.txt", format="manifest")] == [1]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +187,17 @@ def test_memory_filesystem(tmp_path: Path) -> None:
     source = SourceConfig(uri="memory://bucket/set")
     found = [sample.sample for shard in list_shards(source) for sample, _ in read_samples(shard, source)]
     assert found == [row.sample for row in truth]
+
+
+def test_directory_that_lists_itself_is_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_shards("memory://marked/set", images_per_shard=1, shards=1)
+    listing = MemoryFileSystem.ls
+
+    def with_marker(self: MemoryFileSystem, path: str, **options: Any) -> Any:
+        return [{"name": f"{path}/", "size": 0, "type": "directory"}, *listing(self, path, **options)]
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", with_marker)
+    assert names("memory://marked/set") == [("tar", "shard-000000.tar", None)]
 
 
 class Quiet(SimpleHTTPRequestHandler):

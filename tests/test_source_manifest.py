@@ -138,7 +138,7 @@ def test_remote_manifest_may_not_name_local_files(folder: Path) -> None:
     fs.pipe("/bucket/photos/a.jpg", b"a")
     secret = folder / "photos/a.jpg"
     rows = ["photos/a.jpg", "memory://bucket/photos/a.jpg", str(secret), f"file://{secret}", f"local://{secret}",
-            f"simplecache::file://{secret}", "~/x", f"sftp://localhost{secret}", f"../../../../..{secret}"]  # fmt: skip
+            f"memory://bucket/photos/a.jpg::file://{secret}", "~/x", f"sftp://localhost{secret}", f"../../../../..{secret}"]  # fmt: skip
     fs.pipe("/bucket/m.csv", "\n".join(["image", *rows]).encode())
     assert found(read("memory://bucket/m.csv")) == [
         b"a", b"a", "LocalUriRefused", "LocalUriRefused", "LocalUriRefused", "BadUri", "LocalUriRefused", "BadUri",
@@ -160,6 +160,11 @@ def test_options_may_hold_credentials_and_go_to_no_other_store(manifest: str, ur
     place = Resolver(manifest, {"headers": {"Authorization": "secret"}})(uri)
     assert not isinstance(place, SampleError)
     assert ("headers" in place[0].storage_options) == sent
+
+
+def test_remote_manifest_reaches_known_stores_only() -> None:
+    refused = Resolver("https://a.org/m.csv", {})("memory://bucket/a.jpg")
+    assert isinstance(refused, SampleError) and refused.error_type == "BadUri"
 
 
 def test_count_streams_what_listing_left_out(folder: Path) -> None:

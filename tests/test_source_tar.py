@@ -181,6 +181,14 @@ def test_zeroed_header_is_damage_not_the_end(tmp_path: Path) -> None:
     assert error is not None and error.error_type == "DamagedTar"
 
 
+def test_zeros_after_a_header_for_the_next_member(tmp_path: Path) -> None:
+    data = bytearray(packed([("ä" * 60 + ".jpg", b"x")], format=tarfile.PAX_FORMAT))
+    data[1024:] = bytes(len(data) - 1024)
+    items, error = read(tmp_path, bytes(data))
+    assert items == []
+    assert error is not None and error.error_type == "DamagedTar"
+
+
 @pytest.mark.parametrize("name", ["s.tar.gz", "s.tgz"])
 def test_gzip(tmp_path: Path, name: str) -> None:
     half = len(CONTENT) // 2
@@ -189,8 +197,9 @@ def test_gzip(tmp_path: Path, name: str) -> None:
     assert ([sample.label for sample, _ in items], error) == ([str(i) * 700 for i in range(12)], None)
     _, error = read(tmp_path, data[:-40], name)
     assert error is not None and error.error_type == "TruncatedTar"
-    _, error = read(tmp_path, data[:-6] + b"oops!!", name)
-    assert error is not None and error.error_type == "DamagedTar"
+    for damaged in (data[:-6] + b"oops!!", data[:12] + b"\xff" * 50 + data[62:], CONTENT):
+        _, error = read(tmp_path, damaged, name)
+        assert error is not None and error.error_type == "DamagedTar"
 
 
 def test_resume_gives_the_tail_of_a_full_read(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 
 import pyarrow as pa
 
@@ -121,17 +121,17 @@ def _folder_shard(folder: str, files: dict[str, File], members: tuple[str, ...] 
 
 def _examined(shards: list[Shard], config: SourceConfig) -> list[Shard]:
     """Tells Parquet with images from Parquet manifests, checks column names, counts rows where that is cheap."""
-    parquets = [shard for shard in shards if shard.format in ("parquet", "manifest") and manifest.is_parquet(shard)]
     sheets = [shard for shard in shards if shard.format == "manifest" and not manifest.is_parquet(shard)]
-    looked_at = parquets if len(parquets) <= _COUNTED_SHARDS else parquets[:_SCHEMA_SHARDS]
-    footers = list(prefetch(lambda shard: parquet.footer(shard, config), looked_at))
     better = {shard.uri: _counted(shard, config) for shard in sheets[:_COUNTED_SHARDS]}
+    parquets = [shard for shard in shards if shard.format in ("parquet", "manifest") and shard not in sheets]
     if parquets:
-        readable = ((footer, shard) for footer, shard in zip(footers, looked_at, strict=True) if footer)
-        footer, shard = next(readable, (None, parquets[0]))
-        format_ = _table_format(footer.schema.to_arrow_schema(), config, redact(shard.uri)) if footer else config.format
-        format_ = "parquet" if format_ == "auto" else format_
-        counts = {shard.uri: footer.num_rows for footer, shard in zip(footers, looked_at, strict=True) if footer}
+        looked_at = parquets if len(parquets) <= _COUNTED_SHARDS else parquets[:_SCHEMA_SHARDS]
+        footers = prefetch(lambda shard: (shard.uri, parquet.footer(shard, config)), looked_at)
+        readable = {uri: footer for uri, footer in footers if footer}
+        format_ = "manifest" if config.format == "manifest" else "parquet"
+        for uri, footer in islice(readable.items(), 1):
+            format_ = _table_format(footer.schema.to_arrow_schema(), config, redact(uri))
+        counts = {uri: footer.num_rows for uri, footer in readable.items()}
         better |= {shard.uri: replace(shard, format=format_, count=counts.get(shard.uri)) for shard in parquets}
     return [better.get(shard.uri, shard) for shard in shards]
 

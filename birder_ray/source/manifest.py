@@ -104,8 +104,8 @@ def _fetched(row: tuple[Sample, Place | SampleError]) -> Item:
 
 
 def is_parquet(shard: Shard) -> bool:
-    """Whether a table is Parquet; otherwise it is CSV."""
-    return not redact(shard.uri).lower().endswith((".csv", ".csv.gz"))
+    """Whether a manifest is Parquet; otherwise it is CSV."""
+    return redact(shard.uri).lower().endswith(".parquet")
 
 
 def _rows(shard: Shard, config: SourceConfig) -> Iterator[_Row]:

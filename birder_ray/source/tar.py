@@ -134,10 +134,7 @@ def _opened(shard: Shard, config: SourceConfig) -> Iterator[tarfile.TarFile]:
                 fileobj=stream, mode="r|", bufsize=1 << 16, tarinfo=_Header, encoding="utf-8", errors="backslashreplace"
             ) as tar:
                 yield tar
-        except tarfile.ReadError as error:
-            cut = str(error) == "unexpected end of data"
-            raise ShardDamaged("TruncatedTar" if cut else "DamagedTar", f"{error} at byte {tar.offset}") from None
-        except EOFError as error:
-            raise ShardDamaged("TruncatedTar", str(error)) from None
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise ShardDamaged("DamagedTar", str(error)) from None
+        except (tarfile.ReadError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            cut = isinstance(error, EOFError) or str(error) == "unexpected end of data"
+            message = f"{error}, at byte {file.tell()} of the file"
+            raise ShardDamaged("TruncatedTar" if cut else "DamagedTar", message) from None
