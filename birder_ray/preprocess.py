@@ -105,8 +105,7 @@ class Preprocess:
         mode = "L" if self.spec.channels == 1 else "RGB"
         if self.spec.decoder == "pil":
             return header.convert(mode)
-        animated = header.format in ("GIF", "WEBP") and getattr(header, "is_animated", False)
-        if animated or header.format not in _TORCHVISION_FORMATS:
+        if not _torchvision_reads(header, mode):
             return F.pil_to_tensor(header.convert(mode))
         if header.format == "PNG":
             # A damaged PNG kills the process inside torchvision's decoder: let Pillow find the damage first.
@@ -126,6 +125,14 @@ class Preprocess:
             images = [F.to_dtype(image, torch.float32, scale=True) for image in images]
         stacked: np.ndarray = torch.stack([image.permute(1, 2, 0) for image in images]).numpy()
         return stacked
+
+
+def _torchvision_reads(header: Image.Image, mode: str) -> bool:
+    if header.format == "WEBP" and mode == "L":
+        return False
+    if header.format in ("GIF", "WEBP") and getattr(header, "is_animated", False):
+        return False
+    return header.format in _TORCHVISION_FORMATS
 
 
 def _sample_error(error: Exception) -> SampleError:

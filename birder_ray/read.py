@@ -10,6 +10,7 @@ from birder_ray.plan import Work, unit_name
 from birder_ray.schema import READ, WHOLE_SHARD
 from birder_ray.source import read_samples
 from birder_ray.source.base import Item
+from birder_ray.storage import redact
 
 
 def read_chunks(work: Work, config: SourceConfig, chunk_rows: int) -> Iterator[Chunk]:
@@ -91,7 +92,8 @@ class _Cutter:
 
     def add_damage(self, error: ShardDamaged) -> None:
         shard = self.work.shard
-        self.errors.append(ErrorRow(shard.name, WHOLE_SHARD, READ, error.error_type, str(error), shard.uri))
+        name, uri = shard.name or ".", redact(shard.uri)
+        self.errors.append(ErrorRow(name, WHOLE_SHARD, READ, error.error_type, str(error), uri))
         self.begun = True
 
     def finish(self, exhausted: bool) -> Iterator[Chunk]:

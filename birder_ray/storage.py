@@ -74,8 +74,8 @@ def is_transient(error: BaseException) -> bool:
     ):
         return False
     status = _http_status(error)
-    if status is not None and 400 <= status < 500:
-        return status in (408, 409, 429)  # S3 says 409 when two conditional writes meet
+    if status is not None and status >= 400:
+        return status >= 500 or status in (408, 409, 429)  # S3 says 409 when two conditional writes meet
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     if type(error).__name__ in _TRANSIENT_NAMES:

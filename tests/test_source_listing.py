@@ -56,7 +56,7 @@ def test_image_directories_are_shards(tmp_path: Path) -> None:
 
 
 def test_chosen_images_are_grouped_by_directory(tmp_path: Path) -> None:
-    touch(tmp_path, "a/1.jpg", "a/2.jpg", "a/x.txt", "b/3.jpg", "c.jpg")
+    touch(tmp_path, "a/1.jpg", "a/2.jpg", "a/._2.jpg", "a/x.txt", "b/3.jpg", "__MACOSX/4.jpg", "c.jpg")
     assert names(tmp_path / "a/*.jpg") == [("images", "", ("1.jpg", "2.jpg"))]
     assert names(tmp_path / "*/*.jpg") == [("images", "a", ("1.jpg", "2.jpg")), ("images", "b", ("3.jpg",))]
     assert names(tmp_path / "a/2.jpg", tmp_path / "c.jpg") == [("images", "", ("c.jpg",)), ("images", "a", ("2.jpg",))]

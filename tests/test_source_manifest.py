@@ -137,8 +137,11 @@ def test_remote_manifest_may_not_name_local_files(folder: Path) -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe("/bucket/photos/a.jpg", b"a")
     secret = folder / "photos/a.jpg"
-    rows = ["photos/a.jpg", "memory://bucket/photos/a.jpg", str(secret), f"file://{secret}", f"local://{secret}",
-            f"memory://bucket/photos/a.jpg::file://{secret}", "~/x", f"sftp://localhost{secret}", f"../../../../..{secret}"]  # fmt: skip
+    rows = [
+        "photos/a.jpg", "memory://bucket/photos/a.jpg", str(secret), f"file://{secret}", f"local://{secret}",
+        f"memory://bucket/photos/a.jpg::file://{secret}", "~/x", f"sftp://localhost{secret}",
+        f"../../../../..{secret}",
+    ]  # fmt: skip
     fs.pipe("/bucket/m.csv", "\n".join(["image", *rows]).encode())
     assert found(read("memory://bucket/m.csv")) == [
         b"a", b"a", "LocalUriRefused", "LocalUriRefused", "LocalUriRefused", "BadUri", "LocalUriRefused", "BadUri",
