@@ -2,8 +2,8 @@
 
     python benchmarks/throughput.py [--images 400] [--rounds 3] [--skip-predict]
 
-Photos are those of ../shared/photos, repeated; HGNet v2 B2 at 256 px with seeded random weights. Every figure is a median
-over the rounds, in which the contestants take turns; ratios compare figures of one and the same run.
+Photos are those of ../shared/photos, repeated; HGNet v2 B2 at 256 px with seeded random weights. Every figure is
+a median over the rounds, in which the contestants take turns; ratios compare figures of one run.
 """
 
 import argparse
@@ -151,10 +151,10 @@ def report(found: dict[str, list[float]], told: argparse.Namespace) -> None:
     print("| | images/s | score is |\n|---|---|---|")
     for name, value in middle.items():
         if "(s)" not in name:
-            print(f"| {name} | {value:.1f} | {middle['score'] / value:.2f} × |")
+            print(f"| {name} | {value:.1f} | {middle['score'] / value:.2f} x |")
     if "predict: detection features" in middle:
         both = 1 / sum(1 / value for name, value in middle.items() if name.startswith("predict"))
-        print(f"| predict: its two runs for the same tables | {both:.1f} | {middle['score'] / both:.2f} × |")
+        print(f"| predict: its two runs for the same tables | {both:.1f} | {middle['score'] / both:.2f} x |")
     print(f"\nfirst commit after {middle['first commit (s)']:.1f} s, whole run {middle['wall (s)']:.1f} s")
 
 

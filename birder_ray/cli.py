@@ -24,7 +24,11 @@ def _option(flag: str, path: str, **attributes: Any) -> Callable[[F], F]:
         model = next(t for t in (annotation, *getattr(annotation, "__args__", ())) if hasattr(t, "model_fields"))
     field = model.model_fields[name]
     text = attributes.pop("help", None) or field.description or f"{name.replace('_', ' ')}, auto or a number"
-    if isinstance(field.default, str | int | float | tuple) and field.default is not False and "flag_value" not in attributes:
+    if (
+        isinstance(field.default, str | int | float | tuple)
+        and field.default is not False
+        and "flag_value" not in attributes
+    ):
         default = field.default if not isinstance(field.default, tuple) else ",".join(field.default)
         text += f" [default: {default}]"
     return click.option(flag, path.replace(".", "__"), default=None, help=text, **attributes)
@@ -101,7 +105,9 @@ def _put(nested: dict[str, Any], dotted: str, value: Any) -> None:
 def _config(sources: tuple[str, ...], told: dict[str, Any]) -> RunConfig:
     """The RunConfig of command-line arguments; options left out keep their defaults."""
     if not told["model__name"] or not told["destination"]:
-        raise ConfigError("give --model and --output, e.g.: birder-ray score photos/ --model hgnet_v2_b2_danube-delta -o scores/")
+        raise ConfigError(
+            "give --model and --output, e.g.: birder-ray score photos/ --model hgnet_v2_b2_danube-delta -o scores/"
+        )
     fields: dict[str, Any] = {"source": {"uri": list(sources)}}
     anonymous, endpoint = told.pop("anonymous"), told.pop("endpoint_url")
     source_options, output_options = _pairs(told.pop("source__options")), _pairs(told.pop("destination_options"))
@@ -172,7 +178,9 @@ def plan(source: tuple[str, ...], overrides: tuple[str, ...], **told: Any) -> No
     if found.units_foreign:
         results.print(f"         {found.units_foreign:,} in the output belong to other inputs or another recipe")
     if found.differs:
-        results.print(f"refused  the output holds results of other options: {', '.join(found.differs)} (see --overwrite)")
+        results.print(
+            f"refused  the output holds results of other options: {', '.join(found.differs)} (see --overwrite)"
+        )
     s = found.sizes
     results.print(
         f"actors   here, without a GPU: {s.preprocess_actors} preprocess, {s.inference_actors} inference with "
@@ -198,7 +206,9 @@ def status(dest: str, options: tuple[str, ...]) -> None:
     results.print(f"model    {found.model}")
     results.print(f"shards   {found.ended:,} of {found.shards:,} done")
     results.print(f"images   {totals.rows:,} scored, {totals.errors:,} quarantined, in {totals.units:,} units")
-    results.print(f"bytes    {', '.join(f'{table} {size / 1e6:,.1f} MB' for table, size in totals.bytes.items()) or '0'}")
+    results.print(
+        f"bytes    {', '.join(f'{table} {size / 1e6:,.1f} MB' for table, size in totals.bytes.items()) or '0'}"
+    )
     results.print(f"seconds  {', '.join(f'{step} {duration(spent)}' for step, spent in totals.seconds.items()) or '0'}")
 
 

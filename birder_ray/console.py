@@ -32,8 +32,9 @@ def duration(seconds: float) -> str:
 
 def _state(meter: Meter) -> str:
     eta = "?" if meter.eta_s is None else duration(meter.eta_s)
+    errors = "1 error" if meter.errors == 1 else f"{meter.errors:,} errors"
     busy = " ".join(f"{step} {share:.0%}" for step, share in meter.utilisation.items())
-    return f"{meter.images_per_s:,.1f} images/s · {meter.errors:,} {'error' if meter.errors == 1 else 'errors'} · {eta} left · busy: {busy}"
+    return f"{meter.images_per_s:,.1f} images/s · {errors} · {eta} left · busy: {busy}"
 
 
 class Console(Observer):

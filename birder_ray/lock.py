@@ -17,7 +17,13 @@ BEAT_S = 10.0
 STALE_S = 60.0
 _SETTLE_S = 0.5
 _FIELDS = {"token", "host", "pid", "boot", "time"}
-_NOBODY = {"token": "", "host": "nobody: the lock was damaged", "pid": 0, "boot": "", "time": "1970-01-01T00:00:00+00:00"}
+_NOBODY = {
+    "token": "",
+    "host": "nobody: the lock was damaged",
+    "pid": 0,
+    "boot": "",
+    "time": "1970-01-01T00:00:00+00:00",
+}
 
 
 class Lock:
@@ -72,7 +78,7 @@ class Lock:
             return {}
         except ValueError:
             owner = None
-        return owner if isinstance(owner, dict) and _FIELDS <= owner.keys() else _NOBODY
+        return owner if isinstance(owner, dict) and owner.keys() >= _FIELDS else _NOBODY
 
     def _take_over(self) -> None:
         owner = self._owner()

@@ -147,5 +147,7 @@ def load(folder: Folder) -> dict[str, Any] | None:
             f"{redact(folder.url)}/{MANIFEST} is damaged; restore it, or start over with --overwrite"
         ) from None
     if not isinstance(manifest, dict) or manifest.get("schema_version", 0) > SCHEMA_VERSION:
-        raise ConfigError(f"{redact(folder.url)} was written by a later birder-ray; upgrade with: pip install -U birder-ray")
+        raise ConfigError(
+            f"{redact(folder.url)} was written by a later birder-ray; upgrade with: pip install -U birder-ray"
+        )
     return manifest

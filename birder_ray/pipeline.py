@@ -182,8 +182,8 @@ def _judge(config: RunConfig, samples: int, errors: int, meter: Meter, at_least:
     kinds = ", ".join(f"{name} {count}" for name, count in meter.error_types.most_common(3))
     raise RunFailed(
         f"{errors} of {samples} samples are quarantined ({kinds or 'see errors/'}), more than --max-error-rate "
-        f"{config.run.max_error_rate:g} allows; look at {redact(config.destination)}/errors, then raise the rate, or mend "
-        f"the source and run again with --retry-errors"
+        f"{config.run.max_error_rate:g} allows; look at {redact(config.destination)}/errors, then raise the "
+        f"rate, or mend the source and run again with --retry-errors"
     )
 
 

@@ -156,9 +156,7 @@ def _progress(prefixes: Sequence[str], ledger: Ledger, redo_errors: bool, plan: 
     }
 
 
-def _add(
-    plan: Plan, shard: Shard, prefix: str, unit_rows: int, progress: _Progress, sample_stop: int | None
-) -> None:
+def _add(plan: Plan, shard: Shard, prefix: str, unit_rows: int, progress: _Progress, sample_stop: int | None) -> None:
     done = progress.done(sample_stop, unit_rows)
     units = None
     if shard.count is not None:

@@ -7,7 +7,7 @@ from birder_ray.config import ComputeConfig
 from birder_ray.schema import DECODE, INFER, READ
 
 _CORES_PER_ACTOR = 4
-"""Cores of one inference actor on a machine without GPUs: more threads than that gain little, more actors cost memory."""
+"""Cores of one inference actor on a machine without GPUs: more threads gain little, more actors cost memory."""
 
 _MOST_READERS = 32
 

@@ -43,7 +43,9 @@ class Status:
 def _manifest(folder: Folder) -> dict[str, Any]:
     found = manifests.load(folder)
     if found is None:
-        raise ConfigError(f"{redact(folder.url)}: no {manifests.MANIFEST}; not a destination of birder-ray, or not begun")
+        raise ConfigError(
+            f"{redact(folder.url)}: no {manifests.MANIFEST}; not a destination of birder-ray, or not begun"
+        )
     return found
 
 
@@ -100,7 +102,9 @@ def verify(url: str, options: dict[str, Any] | None = None) -> Totals:
     else:
         problems += _gaps(manifest, units, ended)
         if manifest["totals"]["samples"] != totals.samples:
-            problems.append(f"manifest.json counts {manifest['totals']['samples']} samples, the commits {totals.samples}")
+            problems.append(
+                f"manifest.json counts {manifest['totals']['samples']} samples, the commits {totals.samples}"
+            )
     if problems:
         more = f" (and {len(problems) - 10} more)" if len(problems) > 10 else ""
         raise VerifyFailed(f"{redact(folder.url)}: " + "; ".join(problems[:10]) + more)

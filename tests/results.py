@@ -15,7 +15,11 @@ def table(destination: Any, name: str, options: dict[str, Any] | None = None) ->
     fs, path = fsspec.core.url_to_fs(str(destination), **(options or {}))
     if not fs.exists(f"{path}/{name}") or not fs.glob(f"{path}/{name}/*.parquet"):
         return pa.table({"sample": [], "shard": [], "index": []})
-    return ds.dataset(f"{path}/{name}", filesystem=fs, format="parquet").to_table().sort_by([("shard", "ascending"), ("index", "ascending")])
+    return (
+        ds.dataset(f"{path}/{name}", filesystem=fs, format="parquet")
+        .to_table()
+        .sort_by([("shard", "ascending"), ("index", "ascending")])
+    )
 
 
 def vectors(tab: pa.Table, column: str) -> np.ndarray:

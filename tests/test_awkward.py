@@ -73,7 +73,9 @@ def test_a_folder_of_trouble(tmp_path, model, awkward):
     Image.new("RGB", (1, 1), (9, 9, 9)).save(folder / "one-pixel.png")
     for photo in awkward:
         (folder / photo.name).write_bytes(photo.read_bytes())
-    errors = {name.rpartition("/")[2]: kind for name, kind in _score(tmp_path / "data", model, tmp_path / "out").items()}
+    errors = {
+        name.rpartition("/")[2]: kind for name, kind in _score(tmp_path / "data", model, tmp_path / "out").items()
+    }
     assert errors == {
         "empty.jpg": "EmptyFile",
         "text.jpg": "UndecodableImage",

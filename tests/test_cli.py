@@ -82,12 +82,13 @@ def test_status_and_plan_tell_how_far_a_run_is(monkeypatch, capsys, tmp_path, ph
 
 def test_help_names_every_option_of_the_contract():
     text = CliRunner().invoke(app, ["score", "--help"]).output
-    for option in (
-        "--model --output --network --size --center-crop --simple-crop --tta --dtype --amp --compile --decoder --top-k "
-        "--outputs --logits --levels --pooling --embedding-dtype --label-column --limit --unit-rows --max-error-rate "
-        "--overwrite --ray-address --format --batch-size --preprocess-actors --inference-actors --weights-mirror "
-        "--retry-errors --anonymous --endpoint-url"
-    ).split():
+    contract = (
+        "--model --output --network --size --center-crop --simple-crop --tta --dtype --amp --compile "
+        "--decoder --top-k --outputs --logits --levels --pooling --embedding-dtype --label-column --limit "
+        "--unit-rows --max-error-rate --overwrite --ray-address --format --batch-size --preprocess-actors "
+        "--inference-actors --weights-mirror --retry-errors --anonymous --endpoint-url "
+    )
+    for option in contract.split():
         assert option in text, option
     assert "Undefined" not in text
 
@@ -101,18 +102,13 @@ def test_score_says_what_it_did_and_nothing_else(tmp_path):
     command = [str(Path(sys.executable).with_name("birder-ray")), "score", str(tmp_path / "tars"), "--model", model]
     environment = {**os.environ, "RAY_TMPDIR": f"/tmp/brc-{os.getpid()}"}
     Path(environment["RAY_TMPDIR"]).mkdir(exist_ok=True)
-    done = subprocess.run(
-        [*command, "-o", str(tmp_path / "out")], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-        timeout=300, check=False,
-    )  # fmt: skip
+    told = {"env": environment, "capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 300}
+    done = subprocess.run([*command, "-o", str(tmp_path / "out")], check=False, **told)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for words in ("images", "12 (12 now)", "1 (DamagedTar 1)", "images/s", "birder-ray verify", "errors/*.parquet"):
         assert words in done.stdout, words
-    refused = subprocess.run(
-        [*command, "-o", str(tmp_path / "out"), "--center-crop", "0.5"], env=environment, capture_output=True, text=True,
-        stdin=subprocess.DEVNULL, timeout=300, check=False,
-    )  # fmt: skip
+    refused = subprocess.run([*command, "-o", str(tmp_path / "out"), "--center-crop", "0.5"], check=False, **told)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
     assert "--overwrite" in refused.stderr
@@ -120,8 +116,12 @@ def test_score_says_what_it_did_and_nothing_else(tmp_path):
 
 def test_the_module_runs_without_ray_or_torch_where_it_can(tmp_path):
     build(Folder(str(tmp_path)), {"a.tar": 5})
-    script = "import sys; from birder_ray.cli import main; sys.argv[1:] = sys.argv[1:]\n" \
-             "try:\n    main()\nfinally:\n    assert not {'ray', 'torch'} & set(sys.modules), 'heavy'"
+    script = (
+        "import sys; from birder_ray.cli import main; sys.argv[1:] = sys.argv[1:]\n"
+        "try:\n    main()\nfinally:\n    assert not {'ray', 'torch'} & set(sys.modules), 'heavy'"
+    )
     for command in ("status", "verify"):
-        done = subprocess.run([sys.executable, "-c", script, command, str(tmp_path)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", script, command, str(tmp_path)], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr

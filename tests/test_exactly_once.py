@@ -49,7 +49,9 @@ class MortalFolder(Folder):
 
 def _content(folder: Folder) -> dict[str, str]:
     """Hash by name of everything but records and reports of times."""
-    names = [f"{table}/{n}" for table in ("predictions", "embeddings", "features", "errors") for n in folder.names(table)]
+    names = [
+        f"{table}/{n}" for table in ("predictions", "embeddings", "features", "errors") for n in folder.names(table)
+    ]
     return {name: hashlib.sha256(folder.read(name)).hexdigest() for name in [*names, "classes.parquet"]}
 
 

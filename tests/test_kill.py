@@ -1,4 +1,4 @@
-"""SIGKILL of the real process tree at random instants, resumed to the same tables; on a disk and on a real S3 server."""
+"""SIGKILL of the real process tree at random instants, resumed to the same tables; on a disk and on real S3."""
 
 import json
 import os
@@ -35,7 +35,7 @@ class Run:
     def __init__(self, config: dict, temporary: Path):
         environment = {**os.environ, "RAY_TMPDIR": str(temporary), "BIRDER_RAY_TEST": str(os.getpid())}
         command = [sys.executable, "-c", DRIVER, json.dumps(config)]
-        self.log = open(temporary / "driver.log", "ab")
+        self.log = (temporary / "driver.log").open("ab")
         self.process = subprocess.Popen(
             command, env=environment, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, start_new_session=True
         )
@@ -168,7 +168,12 @@ def test_actors_killed_in_the_middle_of_the_chain(data, tmp_path):
     run = Run(_config(data, folder.url), temporary)
     hit: list[str] = []
     try:
-        for commits, title in [(1, "_PreprocessActor"), (4, "_InferActor"), (8, "_PreprocessActor"), (12, "_InferActor")]:
+        for commits, title in [
+            (1, "_PreprocessActor"),
+            (4, "_InferActor"),
+            (8, "_PreprocessActor"),
+            (12, "_InferActor"),
+        ]:
             if _wait(run, folder, commits):
                 time.sleep(chance.uniform(0, 0.3))
                 hit += run.kill(title)

@@ -81,8 +81,11 @@ def test_running_again_does_nothing(tmp_path, model):
     make_shards(str(tmp_path / "data"), images_per_shard=6, shards=1)
     config = _config(str(tmp_path / "data"), model, tmp_path / "out")
     run(config)
-    before = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in parts(tmp_path / "out/predictions")
-              for name in [f"predictions/{name}"]}
+    before = {
+        name: (tmp_path / "out" / name).stat().st_mtime_ns
+        for name in parts(tmp_path / "out/predictions")
+        for name in [f"predictions/{name}"]
+    }
     summary = run(config)
     assert (summary.images, summary.units, summary.total_images) == (0, 0, 6)
     assert before == {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in before}
@@ -97,7 +100,9 @@ def test_a_run_that_lost_commits_redoes_just_those(tmp_path, model):
         lost.unlink()
     summary = run(config)
     assert (summary.units, summary.total_units, summary.total_images) == (2, 6, 24)
-    np.testing.assert_allclose(vectors(table(tmp_path / "out", "embeddings"), "embedding"), vectors(whole, "embedding"), atol=1e-5)
+    np.testing.assert_allclose(
+        vectors(table(tmp_path / "out", "embeddings"), "embedding"), vectors(whole, "embedding"), atol=1e-5
+    )
     verify(str(tmp_path / "out"))
 
 
@@ -188,7 +193,9 @@ def test_a_run_that_is_mostly_errors_ends(tmp_path, model):
 
 def test_logical_gpus_are_shared_out(tmp_path, model):
     make_shards(str(tmp_path / "data"), images_per_shard=8, shards=2)
-    run(_config(str(tmp_path / "data"), model, tmp_path / "gpu", compute={"gpus_per_actor": 0.5, "inference_actors": 3}))
+    run(
+        _config(str(tmp_path / "data"), model, tmp_path / "gpu", compute={"gpus_per_actor": 0.5, "inference_actors": 3})
+    )
     run(_config(str(tmp_path / "data"), model, tmp_path / "cpu"))
     assert_same(tmp_path / "gpu", tmp_path / "cpu")
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from birder_ray import storage
@@ -250,6 +251,7 @@ TRANSIENT = [
     FakeClientError(503),
     FakeClientError(429),
     FakeClientError(408),
+    aiohttp.ClientResponseError(None, (), status=503),  # type: ignore[arg-type]
 ]
 PERMANENT = [
     FileNotFoundError(),
@@ -262,6 +264,7 @@ PERMANENT = [
     FakeClientError(400),
     FakeClientError(403),
     FakeClientError(404),
+    aiohttp.ClientResponseError(None, (), status=404),  # type: ignore[arg-type]
     ValueError(),
     KeyError(),
     MemoryError(),

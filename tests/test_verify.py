@@ -133,7 +133,7 @@ def test_a_part_of_another_recipe(folder):
 
 def test_an_unfinished_run(tmp_path):
     build(Folder(str(tmp_path)), SHARDS, finish=False)
-    with pytest.raises(VerifyFailed, match="unfinished.*run the same command again"):
+    with pytest.raises(VerifyFailed, match=r"unfinished.*run the same command again"):
         verify(str(tmp_path))
     assert status(str(tmp_path)).finished is None
 
