@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import birder
 import torch
+
+# On a machine with a CUDA compiler and no GPU, birder's kernels would warn on standard error while they are imported
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+import birder  # noqa: E402
 from birder.common import cli, fs_ops, lib
 from birder.conf import settings
 from birder.model_registry import Task, registry
@@ -23,6 +27,7 @@ from birder_ray.errors import ConfigError
 from birder_ray.passes import Outputs, Passes, Reduce, Wanted
 
 logger = logging.getLogger(__name__)
+logging.getLogger("birder").setLevel(logging.WARNING)  # else every actor reports every file that it opens
 
 _RENAMED = {"hieradet_small_dino-v2": "hieradet_d_small_dino-v2"}
 """Prefixes of names that birder 0.3.2 changed. `hieradet_small` now is another network of the same shapes, so such a
@@ -178,16 +183,22 @@ class Backbone:
             torch.backends.cudnn.allow_tf32 = False  # its 10-bit mantissa would break the parity that float32 promises
         net, info = _load(weights)
         self.size = size or weights.size
-        if self.size != weights.size:
-            _adjust(net, self.size, weights)
-        self.net = net.to(self.device)
+        self.net = net
         self.mean, self.std = list(info.rgb_stats["mean"]), list(info.rgb_stats["std"])
         self.class_names = list(weights.class_names)
         self.num_classes = len(self.class_names)
         generator = torch.Generator().manual_seed(0)
         sample = torch.randn((2, weights.channels, *self.size), generator=generator).to(self.device)
-        with torch.inference_mode():
-            self.passes = Passes(net, sample, levels, reduce)
+        try:
+            net.adjust_size(self.size)
+            net.to(self.device)
+            with torch.inference_mode():
+                self.passes = Passes(net, sample, levels, reduce)
+        except torch.OutOfMemoryError:
+            raise
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split()) or "the network does not allow it"
+            raise ConfigError(f"{weights.network}: cannot take {_px(self.size)}: {reason}") from None
         if self.passes.count > 1:
             logger.info("%s: its outputs take %d forward passes per image", weights.network, self.passes.count)
         self.channels_last = _mostly_convolutions(net)
@@ -258,12 +269,8 @@ def _load(weights: Weights) -> tuple[Any, fs_ops.ModelInfo]:
     raise ConfigError(f"{weights.path}: does not fit the network {weights.network}: {reason}")
 
 
-def _adjust(net: Any, size: tuple[int, int], weights: Weights) -> None:
-    try:
-        net.adjust_size(size)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split()) or "the network does not allow it"
-        raise ConfigError(f"{weights.network}: cannot take {size[0]} x {size[1]} px: {reason}") from None
+def _px(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]} px (height x width)"
 
 
 def _mostly_convolutions(net: torch.nn.Module) -> bool:

@@ -50,11 +50,11 @@ class Passes:
     def __init__(self, net: Any, images: torch.Tensor, wanted: Wanted, reduce: Reduce):
         self._net = net
         self._reduce = reduce
+        expected = _separate_heads(net, images)
         levels = _choose(net, images, wanted)
         self._sink = {
             name: reduce(x) for name, x in levels.items()
         }  # all keys from the start: torch.compile guards on them
-        expected = _separate_heads(net, images)
         taps, shared = find_taps(net, lambda: _shared_heads(net, images), levels)
         one = all(close(ours, theirs) for ours, theirs in zip(shared, expected, strict=True))
         self._heads = _shared_heads if one else _separate_heads

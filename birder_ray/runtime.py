@@ -54,6 +54,9 @@ def session(address: str | None) -> Iterator[dict[str, float]]:
     attached = ray.is_initialized()
     if not attached:
         local = {"object_store_memory": 2 * _GIB, "include_dashboard": False} if address is None else {}
+        # Deaths of workers are dealt with (guard.py); Ray would print them on the driver's standard output, whatever
+        # log_to_driver says, and has no setting against it
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
         try:
             with _silent_stderr():  # where Ray says which log level it was told to use
                 ray.init(address=address or "local", logging_level="error", log_to_driver=False, **local)
@@ -80,19 +83,14 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-@ray.remote(num_cpus=0)
-class _AttemptActor(AttemptBook):
-    """The attempt book in a process of its own, which outlives the actors whose deaths it counts."""
-
-
 @dataclass(frozen=True)
 class _RemoteAttempts:
-    """`Attempts` backed by the attempt actor."""
+    """`Attempts` backed by an actor that holds the book: it outlives the processes whose deaths it counts."""
 
     actor: Any
 
     def begin(self, key: Key) -> tuple[int, frozenset[int]]:
-        return ray.get(self.actor.begin.remote(key))  # type: ignore[no-any-return]
+        return ray.get(self.actor.begin.remote(key))
 
     def at(self, key: Key, index: int | None) -> None:
         ray.get(self.actor.at.remote(key, index))
@@ -148,7 +146,7 @@ def stream(
                 yield chunk.to_table()
 
     todo = ray.put(list(work))
-    attempts = _RemoteAttempts(_AttemptActor.remote())
+    attempts = _RemoteAttempts(ray.remote(num_cpus=0)(AttemptBook).remote())
     infer_options = {
         "model": config.model,
         "outputs": config.outputs,

@@ -138,7 +138,7 @@ def _safetensors_metadata(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: safetensors files need one more package: pip install safetensors")
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
-        metadata = json.loads(file.read(length))["__metadata__"]
+        metadata = json.loads(file.read(min(length, path.stat().st_size)))["__metadata__"]
     return {"task": metadata.get("task")} | {key: json.loads(metadata[key]) for key in ("signature", "class_to_idx")}
 
 

@@ -93,6 +93,8 @@ def test_a_folder_of_troubled_tars(tmp_path, model):
     data.mkdir()
     images = make_images(6)
     whole = _tar({f"{n:03d}.jpg": image for n, image in enumerate(images)})
+    blocks = sum(1 + -(-len(image) // 512) for image in images)
+    whole = whole[: (blocks + 2) * 512]  # without the padding after the end-of-archive mark, which nobody misses
     for tenth in range(10):
         (data / f"cut-{tenth}.tar").write_bytes(whole[: len(whole) * tenth // 10])
     garbled = bytearray(whole)

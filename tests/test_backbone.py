@@ -44,6 +44,11 @@ def mean(level: torch.Tensor) -> dict[str, torch.Tensor]:
 def checkpoint(folder: Path, network: str, size: int, reparameterized: bool = False, classes: int = 5) -> str:
     torch.manual_seed(0)
     net: Any = registry.net_factory(network, classes, size=(size, size))
+    if hasattr(net, "reparameterize_model"):  # its fresh statistics let the signal explode
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+        net.train()(torch.randn(4, 3, size, size))
     if reparameterized:
         net.eval().reparameterize_model()
     path = folder / f"{network}_test.pt"
@@ -64,21 +69,23 @@ def birder_net(weights: Weights, reparameterized: bool = False, size: tuple[int,
     )[0]
 
 
+def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Within 1e-5 of the largest value: some of these networks give values of thousands with random weights."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
+
+
 def assert_same(backbone: Backbone, net: Any, size: tuple[int, int]) -> None:
     images = torch.randn((3, 3, *size), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         outputs = backbone.forward(images)
+        assert_near(outputs.logits, net(images))
+        assert torch.equal(backbone.logits(images), outputs.logits)
         embedding = net.embedding(images)
-        torch.testing.assert_close(outputs.logits, net(images), rtol=0, atol=1e-5)
-        torch.testing.assert_close(backbone.logits(images), outputs.logits, rtol=0, atol=0)
-        first = embedding if isinstance(embedding, torch.Tensor) else embedding[0]
-        torch.testing.assert_close(outputs.embedding, first.flatten(1), rtol=0, atol=1e-4)
-        if hasattr(net, "detection_features"):
-            levels = net.detection_features(images)
-            assert list(outputs.features) == list(levels)
-            for name, level in levels.items():
-                expected = level.mean(dim=(2, 3))
-                torch.testing.assert_close(outputs.features[name]["mean"], expected, rtol=0, atol=1e-4)
+        assert_near(outputs.embedding, (embedding if isinstance(embedding, torch.Tensor) else embedding[0]).flatten(1))
+        levels = net.detection_features(images) if hasattr(net, "detection_features") else {}
+        assert list(outputs.features) == list(levels or ["features"])
+        for name, level in levels.items():
+            assert_near(outputs.features[name]["mean"], level.mean(dim=(2, 3)))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
