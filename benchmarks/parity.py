@@ -124,22 +124,22 @@ def _birder(case: Case, path: str, photos: Sequence[Path], decoder: str) -> Expe
     net, info = load_model(torch.device("cpu"), case.network, path=path, inference=True)
     transform = inference_preset((case.size, case.size), info.rgb_stats, case.center_crop, case.simple_crop)
     load = get_image_loader("tv" if decoder == "torchvision" else "pil")
-    inputs, probabilities, embeddings = [], [], []
+    inputs: list[torch.Tensor] = []
+    heads: list[tuple[Any, Any]] = []
     levels: dict[str, list[np.ndarray]] = {}
     with torch.inference_mode():
         for photo in photos:
             image = load(str(photo))
             inputs.append(transform(image).unsqueeze(0))
             if decoder == "pil":
-                probability, embedding = infer_image(net, image, transform, return_embedding=True)
+                heads.append(infer_image(net, image, transform, return_embedding=True))
             else:
-                probability, embedding = infer_batch(net, inputs[-1], return_embedding=True)
-            probabilities.append(probability)
-            embeddings.append(embedding)
+                heads.append(infer_batch(net, inputs[-1], return_embedding=True))
             for level, features in net.detection_features(inputs[-1]).items():
                 levels.setdefault(level, []).append(features.mean(dim=(2, 3)).numpy())
     means = {level: np.concatenate(rows) for level, rows in levels.items()}
-    return Expected(torch.cat(inputs), np.concatenate(probabilities), np.concatenate(embeddings), means)
+    probabilities, embeddings = (np.concatenate(part) for part in zip(*heads, strict=True))
+    return Expected(torch.cat(inputs), probabilities, embeddings, means)
 
 
 def _array(table: pa.Table, column: str) -> np.ndarray:
@@ -172,7 +172,8 @@ def _row(result: Result) -> str:
     pixels = "bit-equal" if result.same_pixels else "DIFFERS"
     first = "same" if result.same_first else "DIFFERS"
     numbers = " | ".join(f"{value:.1e}" for value in (result.probabilities, result.embedding, result.level_means))
-    return f"| {result.network} | {result.decoder} | {result.batch_size} | {result.images} | {pixels} | {first} | {numbers} |"
+    what = f"{result.network} | {result.decoder} | {result.batch_size} | {result.images}"
+    return f"| {what} | {pixels} | {first} | {numbers} |"
 
 
 if __name__ == "__main__":

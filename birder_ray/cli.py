@@ -1,14 +1,15 @@
 """The command line: arguments to a RunConfig, results to words. No logic of its own."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
-import yaml
+from rich.markup import escape
 
-from birder_ray.config import RunConfig
+from birder_ray.config import RunConfig, override, put
 from birder_ray.console import Console, duration, fail, messages, results, show_summary
 from birder_ray.errors import BirderRayError, ConfigError
 
@@ -81,25 +82,12 @@ def _job_options(command: F) -> F:
     return command
 
 
-def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
-    """`KEY=VALUE` texts, values in YAML; dots nest."""
+def _pairs(flag: str, texts: tuple[str, ...]) -> dict[str, Any]:
+    """`KEY=VALUE` texts of an option, values in YAML; dots nest."""
     nested: dict[str, Any] = {}
     for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{text}: write it as KEY=VALUE")
-        try:
-            _put(nested, key, yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise ConfigError(f"{key}=...: the part after = is no YAML value") from None
+        override(nested, text, flag)
     return nested
-
-
-def _put(nested: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        nested = nested.setdefault(parent, {})
-    nested[last] = value
 
 
 def _config(sources: tuple[str, ...], told: dict[str, Any]) -> RunConfig:
@@ -110,13 +98,16 @@ def _config(sources: tuple[str, ...], told: dict[str, Any]) -> RunConfig:
         )
     fields: dict[str, Any] = {"source": {"uri": list(sources)}}
     anonymous, endpoint = told.pop("anonymous"), told.pop("endpoint_url")
-    source_options, output_options = _pairs(told.pop("source__options")), _pairs(told.pop("destination_options"))
-    if endpoint:
-        source_options["endpoint_url"] = output_options["endpoint_url"] = endpoint
+    source_options = _pairs("--source-option", told.pop("source__options"))
+    output_options = _pairs("--output-option", told.pop("destination_options"))
+    if endpoint and any(uri.startswith("s3") for uri in sources):
+        source_options["endpoint_url"] = endpoint
+    if endpoint and told["destination"].startswith("s3"):
+        output_options["endpoint_url"] = endpoint
     if anonymous:
         source_options["anon"] = True
     names = [name.strip() for name in (told.pop("outputs") or "predictions,embeddings,features").split(",")]
-    _put(fields, "outputs", {name: {} for name in names})
+    fields["outputs"] = {name: {} for name in names}
     for name, value in told.items():
         path = name.replace("__", ".")
         if value is None or value is False:
@@ -125,7 +116,7 @@ def _config(sources: tuple[str, ...], told: dict[str, Any]) -> RunConfig:
             raise ConfigError(f"{path} is an option of a table that --outputs leaves out")
         if path.startswith(("outputs.features.levels", "outputs.features.pooling")) and value != "all":
             value = [part.strip() for part in value.split(",")]
-        _put(fields, path, value)
+        put(fields, path, value)
     fields["source"]["options"], fields["destination_options"] = source_options, output_options
     return RunConfig(**fields)
 
@@ -170,17 +161,23 @@ def plan(source: tuple[str, ...], overrides: tuple[str, ...], **told: Any) -> No
     """Say what `score SOURCE...` or `run PIPELINE.yaml` would do; scores nothing."""
     from birder_ray.preview import preview
 
-    is_pipeline = len(source) == 1 and source[0].endswith((".yaml", ".yml"))
-    found = preview(RunConfig.from_yaml(source[0], overrides) if is_pipeline else _config(source, told))
+    if len(source) == 1 and source[0].endswith((".yaml", ".yml")):
+        if any(told.values()):
+            raise click.UsageError("a pipeline file takes --set KEY=VALUE, not score's options")
+        config = RunConfig.from_yaml(source[0], overrides)
+    elif overrides:
+        raise click.UsageError("--set is for pipeline files; give score's options here")
+    else:
+        config = _config(source, told)
+    found = preview(config)
     size = "size unknown" if found.bytes is None else f"{found.bytes / 1e9:,.2f} GB"
     results.print(f"source   {found.shards:,} shards, {size}, {_count(found.samples)} images")
     results.print(f"units    {found.units_done:,} done, {_count(found.units_todo)} to do")
     if found.units_foreign:
         results.print(f"         {found.units_foreign:,} in the output belong to other inputs or another recipe")
     if found.differs:
-        results.print(
-            f"refused  the output holds results of other options: {', '.join(found.differs)} (see --overwrite)"
-        )
+        fate = "replaced" if config.run.overwrite else "refused "
+        results.print(f"{fate} the output holds results of another recipe: {escape(found.differs)}")
     s = found.sizes
     results.print(
         f"actors   here, without a GPU: {s.preprocess_actors} preprocess, {s.inference_actors} inference with "
@@ -199,7 +196,7 @@ def status(dest: str, options: tuple[str, ...]) -> None:
     """Say how far the run that writes DEST is, from its commits alone."""
     from birder_ray.verify import status as read_status
 
-    found = read_status(dest, _pairs(options))
+    found = read_status(dest, _pairs("--option", options))
     totals = found.totals
     state = f"finished {found.finished}" if found.finished else "unfinished; run the same command again to go on"
     results.print(f"{found.destination}: {state}")
@@ -219,7 +216,7 @@ def verify(dest: str, options: tuple[str, ...]) -> None:
     """Prove that DEST is complete and unharmed; exit code 1 and a list of what is wrong if not."""
     from birder_ray.verify import verify as check
 
-    totals = check(dest, _pairs(options))
+    totals = check(dest, _pairs("--option", options))
     results.print(
         f"ok: {totals.samples:,} samples read = {totals.rows:,} rows in each table + {totals.errors:,} quarantined, "
         f"in {totals.units:,} units, every part as committed"
@@ -258,8 +255,12 @@ def main() -> None:
     except BirderRayError as error:
         sys.exit(fail(error))
     except click.ClickException as error:
-        messages.print(f"[bold red]error:[/] {error.format_message()}", soft_wrap=True)
-        sys.exit(2)
+        sys.exit(fail(ConfigError(error.format_message())))
     except (KeyboardInterrupt, click.Abort):
         messages.print("stopped; what is committed stands, and the same command goes on from there")
         sys.exit(1)
+    except Exception as error:
+        if os.environ.get("BIRDER_RAY_DEBUG"):
+            raise
+        text = f"{type(error).__name__}: {error} (a fault of birder-ray; BIRDER_RAY_DEBUG=1 shows where)"
+        sys.exit(fail(BirderRayError(text)))

@@ -34,7 +34,6 @@ class Collector:
     """Puts units together and commits them.
 
     Args:
-        redo: units whose old commit is retracted just before they are written again.
         had_errors: units with an errors file from before.
         on_commit: called after each commit, in the thread that calls `add` or `drain`.
     """
@@ -44,14 +43,12 @@ class Collector:
         ledger: Ledger,
         recipe: Recipe,
         unit_rows: int,
-        redo: Iterable[str],
         had_errors: Iterable[str],
         on_commit: Callable[[Record], None],
     ):
         self.ledger = ledger
         self.recipe = recipe
         self.unit_rows = unit_rows
-        self.redo = set(redo)
         self.had_errors = set(had_errors)
         self.on_commit = on_commit
         self.pending: dict[str, _Pending] = {}
@@ -99,8 +96,6 @@ class Collector:
         errors = pa.Table.from_pylist([{"shard": shard, **vars(error)} for error in failed], ERRORS_SCHEMA)
         damaged = bool(failed) and failed[-1].index == WHOLE_SHARD
         samples = sum(len(chunk.samples) + len(chunk.errors) for chunk in chunks)
-        if unit in self.redo:
-            self.ledger.retract(unit)
         return self.ledger.write(
             unit,
             shard,
@@ -109,6 +104,7 @@ class Collector:
             errors,
             end=end,
             limited=not end and not damaged and samples < self.unit_rows,
+            damaged=damaged,
             seconds={
                 step: sum(chunk.seconds.get(step, 0.0) for chunk in chunks)
                 for step in sorted({step for chunk in chunks for step in chunk.seconds})

@@ -6,6 +6,7 @@ writes the same names again. A unit that is done again loses its record first.
 """
 
 import hashlib
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from birder_ray.errors import ConfigError
 from birder_ray.manifest import Recipe, now
 from birder_ray.schema import ERRORS, OUTPUT_TABLES, part_metadata
 from birder_ray.storage import Folder
@@ -24,6 +26,7 @@ SUCCESS = "_SUCCESS"
 CLASSES = "classes.parquet"
 _DICTIONARY_COLUMNS = ["shard", "label", "prediction", "top_classes.list.element", "step", "error_type"]
 _READERS = 32
+_RECORD = re.compile(r"(.+-[0-9a-f]{12}-\d{6,})\.json")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Record:
     Args:
         samples: read from the shard, equals rows + errors. rows: in each output table. errors: in the errors table.
         end: the shard ends with this unit. limited: cut short by --limit, to be done again without it.
+        damaged: the shard could not be read further, and the errors hold a row for it.
         seconds: spent by step (read, decode, infer, write), summed over the unit.
     """
 
@@ -53,13 +57,14 @@ class Record:
     errors: int
     end: bool
     limited: bool
+    damaged: bool
     parts: dict[str, Part]
     seconds: dict[str, float] = field(default_factory=dict)
     finished: str = ""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Record":
-        """Raises TypeError or KeyError where `value` is no record."""
+        """Raises TypeError, KeyError or AttributeError where `value` is no record."""
         return cls(**{**value, "parts": {table: Part(**part) for table, part in value["parts"].items()}})
 
 
@@ -91,16 +96,19 @@ class Ledger:
         self.folder = folder
 
     def units(self) -> set[str]:
-        """Names of the units that are done."""
-        names = self.folder.names(COMMITS)
-        return {name.removesuffix(".json") for name in names if name.endswith(".json")}
+        """Names of the units that are done; files that are no commits of ours are left out."""
+        return {match[1] for match in map(_RECORD.fullmatch, self.folder.names(COMMITS)) if match}
 
     def read(self, unit: str) -> Record:
-        """The record of `unit`. Raises FileNotFoundError, or ValueError where the file is damaged."""
+        """The record of `unit`. Raises ConfigError where it is damaged."""
+        name = record_name(unit)
         try:
-            return Record.from_json(self.folder.read_json(record_name(unit)))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{record_name(unit)}: {error}") from error
+            record = Record.from_json(self.folder.read_json(name))
+        except (FileNotFoundError, TypeError, KeyError, AttributeError, ValueError):
+            record = None
+        if record is None or record.unit != unit:
+            raise ConfigError(f"damaged commit record {name}: delete that file and run again to redo its unit")
+        return record
 
     def records(self, units: Iterable[str]) -> Iterator[Record]:
         """Records of `units`, read side by side, in order."""
@@ -131,6 +139,7 @@ class Ledger:
         *,
         end: bool,
         limited: bool,
+        damaged: bool,
         seconds: Mapping[str, float],
         had_errors: bool,
     ) -> Record:
@@ -166,6 +175,7 @@ class Ledger:
             errors=errors.num_rows,
             end=end,
             limited=limited,
+            damaged=damaged,
             parts=parts,
             seconds={**seconds, "write": time.perf_counter() - started},
             finished=now(),

@@ -41,6 +41,12 @@ def _distinct(value: Any) -> Any:
     return value
 
 
+def _share(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError("give a fraction below 1, or a whole number")
+    return value
+
+
 Size = Annotated[tuple[int, int], BeforeValidator(_as_size)]
 
 
@@ -146,7 +152,9 @@ class ComputeConfig(_Block):
     batch_size: Annotated[int, Field(gt=0)] | Auto = Field("auto", description="images per forward pass")
     preprocess_actors: Annotated[int, Field(gt=0)] | Auto = "auto"
     inference_actors: Annotated[int, Field(gt=0)] | Auto = "auto"
-    gpus_per_actor: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="GPUs per inference actor")
+    gpus_per_actor: Annotated[float, Field(ge=0), AfterValidator(_share)] | Auto = Field(
+        "auto", description="GPUs per inference actor, e.g. 0.5 for two on each"
+    )
     unit_rows: int = Field(2048, gt=0, description="samples committed at once")
     ray_address: str | None = Field(None, description="auto or host:port of a cluster; null: a private local Ray")
 
@@ -157,7 +165,7 @@ class RunOptions(_Block):
     overwrite: bool = Field(False, description="replace the results of another recipe in the destination")
     retry_errors: bool = Field(False, description="redo the units that hold quarantined samples")
     max_error_rate: float = Field(
-        0.5, gt=0, le=1, description="stop when more than this fraction of the samples is quarantined"
+        0.5, ge=0, le=1, description="stop when more than this fraction of the samples is quarantined"
     )
 
 
@@ -216,20 +224,29 @@ class RunConfig(_Block):
             raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
         if not isinstance(fields, dict):
             raise ConfigError(f"{path}: a pipeline file is a mapping with source, model and destination")
-        for override in overrides:
-            _set(fields, override)
+        for text in overrides:
+            override(fields, text)
         return cls(**{str(key): value for key, value in fields.items()})
 
 
-def _set(fields: dict[str, Any], override: str) -> None:
-    dotted, equals, text = override.partition("=")
-    *parents, last = dotted.split(".")
-    if not equals or not all([*parents, last]):
-        raise ConfigError(f"--set {override}: write it as dotted.key=value, e.g. model.size=384")
+def override(fields: dict[str, Any], text: str, flag: str = "--set") -> None:
+    """Set a nested field as `dotted.key=value` says, the value in YAML.
+
+    Raises:
+        ConfigError: `text` is not of that form; `flag` is the option it came with.
+    """
+    dotted, equals, value = text.partition("=")
+    if not equals or not all(dotted.split(".")):
+        raise ConfigError(f"{flag} {dotted}: write it as KEY=VALUE, e.g. --set model.size=384")
     try:
-        value = yaml.safe_load(text)
+        put(fields, dotted, yaml.safe_load(value))
     except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the part after = is no YAML value") from None
+        raise ConfigError(f"{flag} {dotted}=...: the part after = is no YAML value") from None
+
+
+def put(fields: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a nested field; what stands in the way of the nesting gives way, but for the short forms of a block."""
+    *parents, last = dotted.split(".")
     for key in parents:
         if isinstance(fields.get(key), str | list):  # the short form: source: a/path
             fields[key] = {{"source": "uri", "model": "name"}.get(key, key): fields[key]}

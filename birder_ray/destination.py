@@ -64,9 +64,9 @@ class Destination:
         stored = manifests.load(self.folder)
         self.replaces = stored is not None and stored["recipe"]["key"] != recipe.key
         if stored is not None and self.replaces and not config.run.overwrite:
+            what = manifests.difference(recipe.facts, stored["recipe"]["facts"])
             raise ConfigError(
-                f"{redact(self.folder.url)} holds results of another recipe "
-                f"({recipe.difference(stored['recipe']['facts'])}); "
+                f"{redact(self.folder.url)} holds results of another recipe ({what}); "
                 f"choose another --output, or replace them with --overwrite"
             )
         if stored is not None and not self.replaces:
@@ -90,10 +90,14 @@ class Destination:
                 f"e.g. {ours[0].shard}; choose another --output, or start over with --overwrite"
             )
 
-    def begin(self) -> None:
+    def begin(self, plan: Plan) -> None:
         """Before the first unit is written. Another recipe's results stay as they are until this one has a commit."""
         if not self.replaces:
             self._adopt()
+        for unit in sorted(plan.redo):
+            # All at once: were a unit that is cut short left standing while later ones are committed, a crash would
+            # leave a gap that no later run could see
+            self.ledger.retract(unit)
 
     def committed(self) -> None:
         """After a commit."""
@@ -101,20 +105,27 @@ class Destination:
             self._adopt()
 
     def _adopt(self) -> None:
+        self.folder.delete(SUCCESS)
         self.folder.write_json(MANIFEST, self.manifest)
         self.folder.write(CLASSES, self.classes)
-        self.folder.delete(SUCCESS)
         self.adopted = True
 
-    def finish(self, plan: Plan, totals: Totals) -> None:
-        """Every unit of the plan is committed: clear away what is not this run's, and say that it is finished."""
-        if not self.adopted:
-            if not self.replaces and not plan.foreign and self.folder.exists(SUCCESS):
-                return  # it was finished before
-            self._adopt()
+    def finish(self, plan: Plan, totals: Totals, counted: set[str]) -> None:
+        """Every unit of the plan is committed: clear away what is not this run's, and say that it is finished.
+
+        Args:
+            totals: sums over the units in `counted`; those of the other units, which an earlier run with a higher
+                --limit left, are added to it.
+        """
         for unit in sorted(plan.foreign):
             self.ledger.erase(unit)
         units = self.ledger.units()
+        for record in self.ledger.records(sorted(units - counted)):
+            totals.add(record)
+        if not self.adopted and self._says(totals):
+            return
+        if not self.adopted:
+            self._adopt()
         for table in (*OUTPUT_TABLES, ERRORS):
             for unit in self.ledger.parts(table) - units:
                 self.folder.delete(part_name(table, unit))
@@ -122,3 +133,15 @@ class Destination:
             self.folder.sweep(place)
         self.folder.write_json(MANIFEST, self.manifest | {"finished": now(), "totals": asdict(totals)})
         self.folder.write_json(SUCCESS, {"recipe": self.recipe.key, "finished": now(), "samples": totals.samples})
+
+    def _says(self, totals: Totals) -> bool:
+        """Whether the destination says already that it is finished, and what it holds."""
+        stored = manifests.load(self.folder)
+        return (
+            stored is not None
+            and stored["recipe"]["key"] == self.recipe.key
+            and stored["totals"] is not None
+            and stored["totals"]["samples"] == totals.samples
+            and stored["config"]["source"]["limit"] == self.config.source.limit
+            and self.folder.exists(SUCCESS)
+        )

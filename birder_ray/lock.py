@@ -7,7 +7,6 @@ import threading
 import time
 import uuid
 from datetime import UTC, datetime
-from typing import Any
 
 from birder_ray.errors import LockHeld
 from birder_ray.storage import Folder, redact
@@ -16,11 +15,10 @@ LOCK = "_lock.json"
 BEAT_S = 10.0
 STALE_S = 60.0
 _SETTLE_S = 0.5
-_FIELDS = {"token", "host", "pid", "boot", "time"}
 _NOBODY = {
     "token": "",
     "host": "nobody: the lock was damaged",
-    "pid": 0,
+    "pid": "0",
     "boot": "",
     "time": "1970-01-01T00:00:00+00:00",
 }
@@ -65,36 +63,56 @@ class Lock:
             self.folder.delete(LOCK)
 
     def _content(self) -> bytes:
-        owner = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "boot": _boot(), "time": _now()}
+        owner = {
+            "token": self.token,
+            "host": socket.gethostname(),
+            "pid": str(os.getpid()),
+            "boot": _boot(),
+            "time": _now(),
+        }
         return json.dumps(owner).encode()
 
     def _same_moment(self) -> str:
         return f"{redact(self.folder.url)}: another run took the lock at the same moment; try again"
 
-    def _owner(self) -> dict[str, Any]:
+    def _owner(self) -> dict[str, str]:
         try:
             owner = self.folder.read_json(LOCK)
         except FileNotFoundError:
             return {}
         except ValueError:
-            owner = None
-        return owner if isinstance(owner, dict) and owner.keys() >= _FIELDS else _NOBODY
+            return _NOBODY
+        try:
+            datetime.fromisoformat(owner["time"]).timestamp(), int(owner["pid"])
+            return {name: str(owner[name]) for name in _NOBODY}
+        except (TypeError, KeyError, ValueError):
+            return _NOBODY
 
     def _take_over(self) -> None:
         owner = self._owner()
         if not owner:
             return  # let go of meanwhile
-        who = f"{owner.get('host')} (pid {owner.get('pid')})"
+        who = f"{owner['host']} (pid {owner['pid']})"
         age = time.time() - datetime.fromisoformat(owner["time"]).timestamp()
-        here = owner.get("host") == socket.gethostname() and owner.get("boot") == _boot()
-        gone = here and not _alive(int(owner["pid"]))
-        if not gone and age < STALE_S:
+        here = owner["host"] == socket.gethostname() and owner["boot"] == _boot()
+        gone = owner is _NOBODY or (here and not _alive(int(owner["pid"])))
+        if not gone and (age < STALE_S or self._beats(owner)):
             raise LockHeld(
                 f"{redact(self.folder.url)} is being written by another run on {who}, last seen {age:.0f} s ago; "
                 f"wait for it, stop it, or choose another --output (a dead run's lock lapses after {STALE_S:.0f} s)"
             )
         self.taken_from = who
         self.folder.delete(LOCK)
+
+    def _beats(self, owner: dict[str, str]) -> bool:
+        """Whether a lock that looks old is alive all the same: its owner's clock may be slow."""
+        time.sleep(2 * BEAT_S)
+        return self._owner() not in ({}, owner)
+
+    def check(self) -> None:
+        """Raises LockHeld where the lock is not ours any more."""
+        if self.lost or self._owner().get("token") != self.token:
+            raise LockHeld(f"{redact(self.folder.url)}: another run took over while this one was silent; it stops here")
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
@@ -103,8 +121,8 @@ class Lock:
                     self.lost = True
                     return
                 self.folder.write(LOCK, self._content())
-            except OSError:
-                continue  # storage is away for a moment; the next beat tells
+            except Exception:
+                continue  # storage is away for a moment, with an exception of its own kind; the next beat tells
 
 
 def _now() -> str:
@@ -112,9 +130,10 @@ def _now() -> str:
 
 
 def _boot() -> str:
+    """What must be equal for a pid to mean the same process: this start of this machine, and the pid namespace."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 

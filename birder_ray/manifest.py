@@ -15,6 +15,7 @@ from birder_ray.schema import ERRORS, SCHEMA_VERSION
 from birder_ray.storage import Folder, redact
 
 MANIFEST = "manifest.json"
+_KEYS = {"schema_version", "recipe", "model", "unit_rows", "config", "inputs", "totals"}
 _VERSIONED = ("birder-ray", "birder", "torch", "torchvision", "ray", "pyarrow", "pillow", "numpy")
 
 
@@ -52,14 +53,9 @@ class Recipe:
             "weights_sha256": model.weights_sha256,
             "network": model.network,
             "size": list(model.size),
-            **config.model.model_dump(include={"center_crop", "simple_crop", "decoder"}),
-            **config.compute.model_dump(include={"dtype", "amp"}),
+            **option_facts(config),
         }
-        own: dict[str, dict[str, Any]] = {
-            name: getattr(config.outputs, name).model_dump(mode="json") for name in config.outputs.tables
-        }
-        if "predictions" in own:
-            own["predictions"] |= {"tta": config.model.tta, "label_column": config.source.label_column}
+        own = facts.pop("tables")
         core = _digest(facts)
         tables = {name: _digest([core, options]) for name, options in own.items()}
         return cls(_digest([core, tables]), core, tables, {**facts, "tables": own})
@@ -68,10 +64,26 @@ class Recipe:
         """Recipe id as a part of `table` carries it."""
         return f"{self.core}-{self.tables[table]}" if table != ERRORS else self.core
 
-    def difference(self, other: Mapping[str, Any]) -> str:
-        """What differs from the stored facts `other`, for a message: `size 256 → 384, ...`."""
-        names = [name for name in self.facts if self.facts[name] != other.get(name)]
-        return ", ".join(f"{name} {_brief(other.get(name))} → {_brief(self.facts[name])}" for name in names)
+
+def option_facts(config: RunConfig) -> dict[str, Any]:
+    """The part of a recipe's facts that follows from the options alone."""
+    own: dict[str, dict[str, Any]] = {
+        name: getattr(config.outputs, name).model_dump(mode="json") for name in config.outputs.tables
+    }
+    if "predictions" in own:
+        own["predictions"] |= {"tta": config.model.tta, "label_column": config.source.label_column}
+    return {
+        **config.model.model_dump(include={"center_crop", "simple_crop", "decoder"}),
+        **config.compute.model_dump(include={"dtype", "amp"}),
+        **config.source.model_dump(include={"image_column", "id_column"}),
+        "tables": own,
+    }
+
+
+def difference(facts: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
+    """What of `facts` differs from the stored ones, for a message: `size 256 → 384, ...`; empty where nothing does."""
+    names = [name for name in facts if facts[name] != stored.get(name)]
+    return ", ".join(f"{name} {_brief(stored.get(name))} → {_brief(facts[name])}" for name in names)
 
 
 def _digest(value: Any) -> str:
@@ -143,10 +155,13 @@ def load(folder: Folder) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
         raise ConfigError(
-            f"{redact(folder.url)}/{MANIFEST} is damaged; restore it, or start over with --overwrite"
-        ) from None
-    if not isinstance(manifest, dict) or manifest.get("schema_version", 0) > SCHEMA_VERSION:
+            f"{redact(folder.url)}/{MANIFEST} is damaged, or not of birder-ray: restore it, remove it, or choose "
+            f"another --output"
+        )
+    if manifest["schema_version"] > SCHEMA_VERSION:
         raise ConfigError(
             f"{redact(folder.url)} was written by a later birder-ray; upgrade with: pip install -U birder-ray"
         )

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from birder_ray.errors import ConfigError
-from birder_ray.taps import Levels, close, find_taps, install, tensors
+from birder_ray.taps import Levels, Tap, close, find_taps, install, tensors
 
 Wanted = Literal["all"] | tuple[str, ...]
 Reduced = dict[str, torch.Tensor]
@@ -52,18 +52,28 @@ class Passes:
         self._reduce = reduce
         expected = _separate_heads(net, images)
         levels = _choose(net, images, wanted)
-        self._sink = {
-            name: reduce(x) for name, x in levels.items()
-        }  # all keys from the start: torch.compile guards on them
         taps, shared = find_taps(net, lambda: _shared_heads(net, images), levels)
         one = all(close(ours, theirs) for ours, theirs in zip(shared, expected, strict=True))
         self._heads = _shared_heads if one else _separate_heads
-        self._tapped = one and len(taps) == len(levels)
-        if self._tapped:
-            install(net, taps, reduce, self._sink)
+        # The sink has all its keys from the start, as torch.compile guards on them
+        self._sink = {name: reduce(x) for name, x in levels.items()}
+        self._tapped = one and len(taps) == len(levels) and self._install(taps, images)
         self.levels = {name: x.shape[1] for name, x in levels.items()}
         self.embedding_size = expected[1].shape[1]
         self.count = 1 + (not one) + (not self._tapped)
+
+    def _install(self, taps: dict[str, Tap], images: torch.Tensor) -> bool:
+        """Whether the taps, in place, gave what the sink held."""
+        expected = dict(self._sink)
+        handles = install(self._net, taps, self._reduce, self._sink)
+        self._heads(self._net, images)
+        same = all(
+            close(x, expected[level][name]) for level, values in self._sink.items() for name, x in values.items()
+        )
+        if not same:
+            for handle in handles:
+                handle.remove()
+        return same
 
     def __call__(self, images: torch.Tensor, with_levels: bool) -> Outputs:
         """Score a batch; `with_levels=False` leaves them out, and the pass that they may need."""

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from birder_ray.destination import Destination, Totals
 from birder_ray.errors import RunFailed
 from birder_ray.lock import Lock
 from birder_ray.manifest import ModelFacts, Recipe
-from birder_ray.plan import Plan, make_plan, unit_name
+from birder_ray.plan import Plan, make_plan, split_name, unit_name
 from birder_ray.progress import Meter, Observer, RunSummary
 from birder_ray.schema import ERRORS
 from birder_ray.sizes import choose_sizes
@@ -46,6 +46,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunSummary:
     observer = observer or Observer()
     started = time.perf_counter()
     folder = Folder(config.destination, config.destination_options)
+    folder.check()
     ledger = Ledger(folder)
     with ExitStack() as stack:
         lock = stack.enter_context(Lock(folder))
@@ -54,9 +55,9 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunSummary:
         shards = list_shards(config.source)
         with ThreadPoolExecutor(1) as pool:
             identifying = pool.submit(_identify, config)
-            resources = None
+            ray = None
             if not folder.exists(SUCCESS):  # there is work to do, so Ray starts while torch is imported
-                resources = stack.enter_context(runtime.session(config.compute.ray_address))
+                ray = stack.enter_context(runtime.session(config.compute.ray_address))
             model = identifying.result()
         recipe = Recipe.of(config, model.facts)
         place = Destination(config, ledger, recipe, model.facts, model.class_names, shards)
@@ -72,21 +73,16 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunSummary:
             config.run.retry_errors,
         )
         place.check(plan)
-        totals = Totals()
-        for record in ledger.records(sorted(plan.done)):
-            totals.add(record)
-        meter = Meter(plan.samples, before=totals.samples)
+        scoring = _Scoring(config, place, plan, lock, observer)
         if plan.work:
-            if resources is None:
-                resources = stack.enter_context(runtime.session(config.compute.ray_address))
-            sizes = choose_sizes(resources["CPU"], resources.get("GPU", 0.0), config.compute, len(plan.work))
-            meter.workers = sizes.workers
-            chunks = runtime.stream(plan.work, config, model.spec, model.facts.weights_sha256, sizes)
-            with _observed(observer, meter):
-                _commit_all(chunks, config, place, plan, recipe, lock, meter, totals, observer)
-        _judge(config, totals.samples, totals.errors, meter)
-        place.finish(plan, totals)
-        return _summary(config, recipe, meter, totals, time.perf_counter() - started)
+            ray = ray or stack.enter_context(runtime.session(config.compute.ray_address))
+            sizes = choose_sizes(ray, config.compute, len(plan.work))
+            with closing(runtime.stream(plan.work, config, model.spec, model.facts.weights_sha256, sizes)) as chunks:
+                scoring.run(chunks, sizes.workers)
+        scoring.judge(at_least=1)
+        lock.check()
+        place.finish(plan, scoring.totals, scoring.units)
+        return scoring.summary(time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -109,105 +105,101 @@ def _identify(config: RunConfig) -> _Model:
     return _Model(ModelFacts(weights.name, weights.network, weights.sha256, size), spec, weights.class_names)
 
 
-def _commit_all(
-    chunks: Iterator[Chunk],
-    config: RunConfig,
-    place: Destination,
-    plan: Plan,
-    recipe: Recipe,
-    lock: Lock,
-    meter: Meter,
-    totals: Totals,
-    observer: Observer,
-) -> None:
-    """Commit every unit of the plan, or raise; what is complete when the run is stopped is committed all the same."""
-    missing = _Missing(plan)
+class _Scoring:
+    """The part of a run from scored chunks to commits, with its counts."""
 
-    def on_commit(record: Record) -> None:
-        place.committed()
-        meter.committed(record)
-        totals.add(record)
-        missing.found(record)
-
-    place.begin()
-    failed = place.ledger.parts(ERRORS)
-    collector = Collector(place.ledger, recipe, place.unit_rows, plan.redo, failed, on_commit)
-    try:
-        for chunk in chunks:
-            if lock.lost:
-                raise RunFailed(f"another run has taken over {redact(config.destination)}; this one stops")
-            meter.scored(chunk)
-            collector.add(chunk)
-            _judge(config, meter.images + meter.errors, meter.errors, meter, at_least=_JUDGED_AFTER)
-            observer.update()
-        collector.drain()
-    except KeyboardInterrupt:
-        collector.drain()
-        raise
-    finally:
-        collector.close()
-    missing.check()
-
-
-class _Missing:
-    """Units of the plan that have no commit yet."""
-
-    def __init__(self, plan: Plan):
-        self.work = plan.work
-        self.seen: set[str] = set()
+    def __init__(self, config: RunConfig, place: Destination, plan: Plan, lock: Lock, observer: Observer):
+        self.config = config
+        self.place = place
+        self.plan = plan
+        self.lock = lock
+        self.observer = observer
+        self.totals = Totals()
+        self.units = set(plan.done)
         self.ended: set[str] = set()
+        for record in place.ledger.records(sorted(plan.done)):
+            self.totals.add(record)
+        self.meter = Meter(plan.samples, before=self.totals.samples)
 
-    def found(self, record: Record) -> None:
-        self.seen.add(record.unit)
+    def run(self, chunks: Iterator[Chunk], workers: dict[str, int]) -> None:
+        """Commit every unit of the plan, or raise; what is complete when the run is stopped is committed all the same.
+
+        Args:
+            workers: most workers at once, by step.
+        """
+        self.meter.workers = workers
+        self.place.begin(self.plan)
+        ledger = self.place.ledger
+        collector = Collector(ledger, self.place.recipe, self.place.unit_rows, ledger.parts(ERRORS), self._committed)
+        self.observer.begin(self.meter)
+        try:
+            for chunk in chunks:
+                if self.lock.lost:
+                    self.lock.check()
+                self.meter.scored(chunk)
+                collector.add(chunk)
+                self.judge(at_least=_JUDGED_AFTER)
+                self.observer.update()
+            collector.drain()
+        except KeyboardInterrupt:
+            collector.drain()
+            raise
+        finally:
+            collector.close()
+            self.observer.end()
+        self._check_complete()
+
+    def _committed(self, record: Record) -> None:
+        self.place.committed()
+        self.meter.committed(record)
+        self.totals.add(record)
+        self.units.add(record.unit)
         if record.end:
-            self.ended.add(record.unit.rpartition("-")[0])
+            self.ended.add(split_name(record.unit)[0])
 
-    def check(self) -> None:
-        """Raises RunFailed where a shard gave less than its plan."""
-        for work in self.work:
+    def _check_complete(self) -> None:
+        """Raise RunFailed where a shard gave less than its plan."""
+        for work in self.plan.work:
             if work.units is None and work.prefix in self.ended:
                 continue
             todo = [] if work.stop is None else [n for n in range(work.first, work.stop) if work.todo(n)]
-            if work.stop is None or any(unit_name(work.prefix, n) not in self.seen for n in todo):
+            if work.stop is None or any(unit_name(work.prefix, n) not in self.units for n in todo):
                 raise RunFailed(
                     f"{redact(work.shard.uri)} gave fewer samples than when it was listed: it changed meanwhile; "
                     f"run again to score it as it is now"
                 )
 
+    def judge(self, at_least: int) -> None:
+        """Raise RunFailed where too much of what was read is quarantined.
 
-def _judge(config: RunConfig, samples: int, errors: int, meter: Meter, at_least: int = 1) -> None:
-    """Raise RunFailed where too much of what was read is quarantined."""
-    if samples < at_least or errors <= config.run.max_error_rate * samples:
-        return
-    kinds = ", ".join(f"{name} {count}" for name, count in meter.error_types.most_common(3))
-    raise RunFailed(
-        f"{errors} of {samples} samples are quarantined ({kinds or 'see errors/'}), more than --max-error-rate "
-        f"{config.run.max_error_rate:g} allows; look at {redact(config.destination)}/errors, then raise the "
-        f"rate, or mend the source and run again with --retry-errors"
-    )
+        Args:
+            at_least: samples before which nothing is said.
+        """
+        samples = self.meter.before + self.meter.images + self.meter.errors
+        errors = self.totals.errors - self.meter.committed_errors + self.meter.errors
+        if samples < at_least or errors <= self.config.run.max_error_rate * samples:
+            return
+        kinds = ", ".join(f"{name} {count}" for name, count in self.meter.error_types.most_common(3))
+        where = redact(self.config.destination)
+        raise RunFailed(
+            f"{errors} of {samples} samples are quarantined ({kinds or 'see errors/'}), more than --max-error-rate "
+            f"{self.config.run.max_error_rate:g} allows; look at {where}/errors, then raise the rate, or mend the "
+            f"source and run again with --retry-errors"
+        )
 
-
-@contextmanager
-def _observed(observer: Observer, meter: Meter) -> Iterator[None]:
-    observer.begin(meter)
-    try:
-        yield
-    finally:
-        observer.end()
-
-
-def _summary(config: RunConfig, recipe: Recipe, meter: Meter, totals: Totals, seconds: float) -> RunSummary:
-    return RunSummary(
-        destination=redact(config.destination),
-        recipe=recipe.key,
-        images=meter.committed_images,
-        errors=meter.committed_errors,
-        units=meter.units,
-        total_images=totals.rows,
-        total_errors=totals.errors,
-        total_units=totals.units,
-        seconds=seconds,
-        images_per_s=meter.images_per_s,
-        utilisation=meter.utilisation,
-        error_types=dict(meter.error_types),
-    )
+    def summary(self, seconds: float) -> RunSummary:
+        """What this run did in so many seconds."""
+        return RunSummary(
+            destination=redact(self.config.destination),
+            recipe=self.place.recipe.key,
+            images=self.meter.committed_images,
+            errors=self.meter.committed_errors,
+            units=self.meter.units,
+            total_images=self.totals.rows,
+            total_errors=self.totals.errors,
+            total_units=self.totals.units,
+            seconds=seconds,
+            images_per_s=self.meter.images_per_s,
+            utilisation=self.meter.utilisation,
+            error_types=dict(self.meter.error_types),
+        )

@@ -10,29 +10,38 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from birder_ray.commit import Ledger, Record
-from birder_ray.errors import ConfigError
 from birder_ray.schema import ERRORS
 from birder_ray.source.base import Shard
 
 UNITS_PER_TASK = 4
 """Units of a shard with random access that one read task takes on; the shard's others are read side by side."""
 
+TASKS_PER_SHARD = 64
+"""At most so many tasks for one shard: each may have to step over what comes before its units."""
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
-def unit_prefix(recipe: str, shard: Shard) -> str:
-    """What the names of a shard's units begin with: a readable bit of its path, and a hash of recipe, path and content.
+def unit_prefix(recipe: str, unit_rows: int, shard: Shard) -> str:
+    """What the names of a shard's units begin with: a readable bit of its path, and a hash of what they hold.
 
-    The recipe is part of it so that a run that replaces another never writes over what it has yet to replace.
+    The recipe is part of that so that a run that replaces another never writes over what it has yet to replace, and
+    the rows per unit so that units of different cuts cannot be mixed.
     """
     readable = _UNSAFE.sub("_", shard.name.rpartition("/")[2])[:40].strip("._-") or "shard"
-    identity = "\x1f".join((recipe, shard.name, shard.fingerprint))
+    identity = "\x1f".join((recipe, str(unit_rows), shard.name, shard.fingerprint))
     return f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def unit_name(prefix: str, number: int) -> str:
     """Name of the `number`-th unit of a shard."""
     return f"{prefix}-{number:06d}"
+
+
+def split_name(unit: str) -> tuple[str, int]:
+    """Prefix and number of a unit."""
+    prefix, _, number = unit.rpartition("-")
+    return prefix, int(number)
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ def make_plan(
         ConfigError: a commit record is damaged.
     """
     plan = Plan()
-    prefixes = [unit_prefix(recipe, shard) for shard in shards]
+    prefixes = [unit_prefix(recipe, unit_rows, shard) for shard in shards]
     progress = _progress(prefixes, ledger, redo_errors, plan)
     left = limit
     for shard, prefix in zip(shards, prefixes, strict=True):
@@ -137,17 +146,14 @@ def _progress(prefixes: Sequence[str], ledger: Ledger, redo_errors: bool, plan: 
     known = set(prefixes)
     units: dict[str, set[int]] = defaultdict(set)
     for unit in ledger.units():
-        prefix, _, number = unit.rpartition("-")
-        if prefix in known and number.isdigit():
-            units[prefix].add(int(number))
+        prefix, number = split_name(unit)
+        if prefix in known:
+            units[prefix].add(number)
         else:
             plan.foreign.add(unit)
     failed = ledger.parts(ERRORS) if redo_errors else set()
     begun = sorted(units)
-    try:
-        lasts = list(ledger.records(unit_name(prefix, max(units[prefix])) for prefix in begun))
-    except ValueError as error:
-        raise ConfigError(f"damaged commit record {error}; delete that file and run again to redo its unit") from None
+    lasts = list(ledger.records(unit_name(prefix, max(units[prefix])) for prefix in begun))
     return {
         prefix: _Progress(
             frozenset(units[prefix]), frozenset(n for n in units[prefix] if unit_name(prefix, n) in failed), last
@@ -182,7 +188,7 @@ def _add(plan: Plan, shard: Shard, prefix: str, unit_rows: int, progress: _Progr
     todo = [n for n in range(stop) if n not in done]
     if plan.units_todo is not None:
         plan.units_todo += len(todo)
-    per_task = UNITS_PER_TASK if shard.count is not None and shard.format != "tar" else len(todo)
+    per_task = max(UNITS_PER_TASK, -(-len(todo) // TASKS_PER_SHARD)) if shard.count is not None else len(todo)
     for at in range(0, len(todo), max(per_task, 1)):
         part = todo[at : at + per_task]
         plan.work.append(Work(shard, prefix, unit_rows, part[0], part[-1] + 1, units, done, sample_stop))

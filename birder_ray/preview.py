@@ -2,12 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from birder_ray import manifest as manifests
 from birder_ray.commit import Ledger
 from birder_ray.config import RunConfig
 from birder_ray.plan import make_plan
-from birder_ray.sizes import Sizes, choose_sizes
+from birder_ray.sizes import Hardware, Sizes, choose_sizes
 from birder_ray.source import count_samples, list_shards
 from birder_ray.storage import Folder
 
@@ -18,8 +19,8 @@ class Preview:
 
     Args:
         samples, units_todo: None where shards must be read to tell. bytes: size of the source, None likewise.
-        differs: options that differ from those of the results in the destination, which a run would refuse.
-        sizes: the actors that this machine would start, if it has no GPU that Ray sees.
+        differs: what differs from the results in the destination, which a run would refuse; empty where nothing does.
+        sizes: the actors that this machine would start; GPUs count if `gpus_per_actor` says so.
     """
 
     shards: int
@@ -28,7 +29,7 @@ class Preview:
     units_done: int
     units_todo: int | None
     units_foreign: int
-    differs: tuple[str, ...]
+    differs: str
     sizes: Sizes
 
 
@@ -40,6 +41,7 @@ def preview(config: RunConfig) -> Preview:
     """
     shards = list_shards(config.source)
     folder = Folder(config.destination, config.destination_options)
+    folder.check()
     stored = manifests.load(folder)
     plan = make_plan(
         shards,
@@ -58,17 +60,20 @@ def preview(config: RunConfig) -> Preview:
         units_done=len(plan.done),
         units_todo=plan.units_todo,
         units_foreign=len(plan.foreign),
-        differs=_differences(config, stored["config"]) if stored else (),
-        sizes=choose_sizes(os.cpu_count() or 1, 0, config.compute, max(1, len(plan.work))),
+        differs=_difference(config, stored["recipe"]["facts"]) if stored else "",
+        sizes=choose_sizes(_this_machine(config), config.compute, max(1, len(plan.work))),
     )
 
 
-def _differences(config: RunConfig, stored: dict[str, dict[str, object]]) -> tuple[str, ...]:
-    """Options of values, by name; the weights themselves are compared when a run loads them."""
-    told = manifests.told(config)
-    different = []
-    for block in ("model", "outputs"):
-        for name, value in told[block].items():
-            if name != "weights_mirror" and stored[block].get(name) != value:
-                different.append(f"{block}.{name}")
-    return tuple(different)
+def _difference(config: RunConfig, stored: dict[str, Any]) -> str:
+    """By the options; the weights are compared when a run has found them."""
+    facts = manifests.option_facts(config)
+    if config.model.size is not None:
+        facts["size"] = list(config.model.size)
+    return manifests.difference(facts, stored)
+
+
+def _this_machine(config: RunConfig) -> Hardware:
+    cpus, told = float(os.cpu_count() or 1), config.compute.gpus_per_actor
+    gpus = max(1.0, told) if told != "auto" and told else 0.0
+    return Hardware(cpus, gpus, cpus, gpus)

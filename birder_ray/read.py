@@ -23,20 +23,23 @@ def read_chunks(work: Work, config: SourceConfig, chunk_rows: int) -> Iterator[C
     Args:
         chunk_rows: samples per chunk, at most (one row more where the shard's own errors row is among them).
     """
-    rows, limit = work.unit_rows, work.sample_stop
+    rows = work.unit_rows
+    past = _first_past(work)
 
     def wanted(index: int) -> bool:
-        # One sample past the limit is looked at, to learn whether the shard goes on.
-        return index == limit or (work.todo(index // rows) and (limit is None or index < limit))
+        return index == past or (work.todo(index // rows) and (past is None or index < past))
 
     unit: int | None = work.first
     while unit is not None:
-        cutter = _Cutter(work, unit, chunk_rows)
+        cutter = _Cutter(work, unit, past, chunk_rows)
         try:
             exhausted = yield from cutter.cut(read_samples(work.shard, config, unit * rows, wanted))
             yield from cutter.finish(exhausted)
             return
         except ShardDamaged as error:
+            if cutter.next_index == past:  # damage behind what was asked for is not this work's to tell
+                yield from cutter.finish(exhausted=False)
+                return
             cutter.add_damage(error)
             yield from cutter.finish(exhausted=True)
         done = cutter.unit
@@ -44,12 +47,22 @@ def read_chunks(work: Work, config: SourceConfig, chunk_rows: int) -> Iterator[C
         unit = next((number for number in later if work.todo(number)), None)
 
 
+def _first_past(work: Work) -> int | None:
+    """The first index behind the work, which is looked at to learn that the shard goes on; None: the shard's end."""
+    ends = [] if work.sample_stop is None else [work.sample_stop]
+    if work.stop is not None and work.stop != work.units:
+        ends.append(work.stop * work.unit_rows)
+    return min(ends, default=None)
+
+
 class _Cutter:
     """Holds one chunk back until it is known whether another of the same unit follows."""
 
-    def __init__(self, work: Work, unit: int, chunk_rows: int):
+    def __init__(self, work: Work, unit: int, past: int | None, chunk_rows: int):
         self.work = work
         self.unit = unit
+        self.past = past
+        self.next_index = unit * work.unit_rows
         self.chunk_rows = chunk_rows
         self.begun = False
         self.emitted = 0
@@ -71,11 +84,11 @@ class _Cutter:
             if item is None:
                 return True
             index = item[0].index
-            number = index // work.unit_rows
-            if (work.sample_stop is not None and index >= work.sample_stop) or (work.stop and number >= work.stop):
+            if self.past is not None and index >= self.past:
                 return False
-            if work.todo(number):
-                yield from self._add(number, *item)
+            self.next_index = index + 1
+            if work.todo(index // work.unit_rows):
+                yield from self._add(index // work.unit_rows, *item)
 
     def _add(self, number: int, sample: Sample, content: bytes | SampleError) -> Iterator[Chunk]:
         if number != self.unit and self.begun:

@@ -2,9 +2,10 @@
 
 import logging
 import os
+import pickle
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from birder_ray.guard import AttemptBook, Key, guarded
 from birder_ray.plan import Work
 from birder_ray.read import read_chunks
 from birder_ray.schema import DECODE, INFER
-from birder_ray.sizes import Sizes
+from birder_ray.sizes import Hardware, Sizes
 
 if TYPE_CHECKING:  # torch is loaded where it is used: in the actors
     from birder_ray.preprocess import InputSpec
@@ -31,18 +32,20 @@ _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ side writes to our standard error
 }
 _NO_PROGRESS_S = 600
+_SLOWEST_BYTES_PER_S = 10_000_000
+_READ_RETRIES = 10  # Ray's own default is for ever, also for a shard that crashes its reader each time
 _OWN_ERROR = re.compile(r"^birder_ray\.errors\.(ConfigError|RunFailed): (.+)$", re.MULTILINE)
 
 
 @contextmanager
-def session(address: str | None) -> Iterator[dict[str, float]]:
+def session(address: str | None) -> Iterator[Hardware]:
     """Ray for the length of a run: a private local one, or a cluster's.
 
     Args:
         address: None for a private Ray, shut down afterwards; `auto` or `host:port` to attach to a cluster.
 
     Yields:
-        The cluster's resources, e.g. `{"CPU": 16.0, "GPU": 1.0}`.
+        What the cluster has.
 
     Raises:
         ConfigError: no cluster answers at `address`.
@@ -63,7 +66,9 @@ def session(address: str | None) -> Iterator[dict[str, float]]:
         except ConnectionError:
             raise ConfigError(f"no Ray cluster answers at {address}; leave out --ray-address to run locally") from None
     try:
-        yield ray.cluster_resources()
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus, gpus = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU"))
+        yield Hardware(sum(cpus), sum(gpus), max(cpus), max(gpus))
     finally:
         if not attached:
             ray.shutdown()
@@ -129,7 +134,7 @@ class _InferActor:
 
 def stream(
     work: Sequence[Work], config: RunConfig, spec: "InputSpec", weights_sha256: str, sizes: Sizes
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Scored chunks of `work`, in whatever order they are ready.
 
     Args:
@@ -141,11 +146,10 @@ def stream(
     source, rows = config.source, sizes.chunk_rows
 
     def read(block: pa.Table) -> Iterator[pa.Table]:
-        for at in block.column("work").to_pylist():
-            for chunk in read_chunks(ray.get(todo)[at], source, rows):
+        for packed in block.column("work").to_pylist():
+            for chunk in read_chunks(pickle.loads(packed), source, rows):
                 yield chunk.to_table()
 
-    todo = ray.put(list(work))
     attempts = _RemoteAttempts(ray.remote(num_cpus=0)(AttemptBook).remote())
     infer_options = {
         "model": config.model,
@@ -155,11 +159,11 @@ def stream(
         "batch_size": sizes.batch_size,
         "sha256": weights_sha256,
     }
-    _configure()
+    _configure(max((each.shard.size or 0 for each in work), default=0))
     arrow: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
     chain = (
-        ray.data.from_items([{"work": i} for i in range(len(work))], override_num_blocks=len(work))
-        .map_batches(read, num_cpus=sizes.reader_cpus, concurrency=sizes.readers, **arrow)
+        ray.data.from_items([{"work": pickle.dumps(each)} for each in work], override_num_blocks=len(work))
+        .map_batches(read, num_cpus=sizes.reader_cpus, concurrency=sizes.readers, max_retries=_READ_RETRIES, **arrow)
         .map_batches(
             _PreprocessActor,
             fn_constructor_args=(spec, attempts),
@@ -188,14 +192,15 @@ def stream(
         raise _explained(error) from error
 
 
-def _configure() -> None:
+def _configure(largest_shard: int) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = 1024**2  # a block is a chunk
     context.max_errored_blocks = 0
     context.actor_init_max_retries = 0  # what can be retried in there is retried in there
-    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    # A resumed shard is streamed past what is committed, and nothing comes of that for a while
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S + largest_shard // _SLOWEST_BYTES_PER_S
     context.execution_options.preserve_order = False
     context.execution_options.verbose_progress = False
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import floor
 
 from birder_ray.config import ComputeConfig
+from birder_ray.errors import ConfigError
 from birder_ray.schema import DECODE, INFER, READ
 
 _CORES_PER_ACTOR = 4
@@ -38,15 +39,34 @@ class Sizes:
         return {READ: self.readers, DECODE: self.preprocess_actors, INFER: self.inference_actors}
 
 
-def choose_sizes(cpus: float, gpus: float, compute: ComputeConfig, tasks: int) -> Sizes:
-    """Sizes for a cluster of so many logical `cpus` and `gpus` and a job of `tasks` read tasks.
+@dataclass(frozen=True)
+class Hardware:
+    """What a cluster has, in Ray's logical resources: in all, and on its largest node."""
+
+    cpus: float
+    gpus: float = 0.0
+    node_cpus: float = 0.0
+    node_gpus: float = 0.0
+
+
+def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int) -> Sizes:
+    """Sizes for a cluster and a job of `tasks` read tasks.
 
     An eighth of the cores is the readers'. With GPUs the rest decodes, but for a core per GPU; without, six eighths
     compute and one decodes. Whatever number of actors is asked for shares its part.
+
+    Raises:
+        ConfigError: an inference actor asks for more GPUs than any node has.
     """
+    cpus, gpus = hardware.cpus, hardware.gpus
     gpus_per_actor = compute.gpus_per_actor
     if gpus_per_actor == "auto":
         gpus_per_actor = 1.0 if gpus >= 1 else 0.0
+    if gpus_per_actor > hardware.node_gpus:
+        raise ConfigError(
+            f"compute.gpus_per_actor is {gpus_per_actor:g}, but no machine has more than {hardware.node_gpus:g} GPUs; "
+            f"leave it out, or 0 for CPUs"
+        )
     if gpus_per_actor:
         inference = max(1, floor(gpus / gpus_per_actor + 1e-9))
         inference_part = min(float(inference), cpus / 4)
@@ -67,7 +87,7 @@ def choose_sizes(cpus: float, gpus: float, compute: ComputeConfig, tasks: int) -
         preprocess_actors=preprocess,
         preprocess_cpus=min(1.0, _share(preprocess_part, preprocess)),
         inference_actors=inference,
-        inference_cpus=_share(inference_part, inference),
+        inference_cpus=min(_share(inference_part, inference), _share(hardware.node_cpus * 6 / 8, 1)),
         gpus_per_actor=gpus_per_actor,
         inference_threads=max(1, floor((inference_part if gpus_per_actor else cpus) / inference)),
         batch_size=batch_size,

@@ -136,6 +136,32 @@ class Folder:
         self.path = self.path.rstrip("/")
         self.local = isinstance(self.fs, LocalFileSystem)
 
+    def check(self) -> None:
+        """Look whether the folder can be used at all.
+
+        Raises:
+            ConfigError: it is a file, or access to it is refused, or its server does not answer.
+        """
+        try:
+            if retry(lambda: self.fs.exists(self.path)) and not retry(lambda: self.fs.isdir(self.path)):
+                raise ConfigError(f"{redact(self.url)}: is a file, not a folder")
+            if self.local:
+                self._check_parent()
+        except ConfigError:
+            raise
+        except Exception as error:  # every filesystem has exceptions of its own
+            text = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"{redact(self.url)}: cannot be reached: {text}; check the URL and the credentials"
+            ) from None
+
+    def _check_parent(self) -> None:
+        parent = self.path
+        while not os.path.lexists(parent):
+            parent = os.path.dirname(parent)
+        if not os.path.isdir(parent):
+            raise ConfigError(f"{redact(self.url)}: {parent} is a file, not a folder")
+
     def at(self, name: str) -> str:
         return f"{self.path}/{name}"
 

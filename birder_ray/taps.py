@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 T = TypeVar("T")
 
@@ -74,17 +75,21 @@ def find_taps(net: nn.Module, forward: Callable[[], T], levels: Levels) -> tuple
     return {level: found[level] for level in levels if level in found}, result
 
 
-def install(net: nn.Module, taps: dict[str, Tap], reduce: Callable[[torch.Tensor], T], sink: dict[str, T]) -> None:
-    """Make every forward pass of `net` leave its levels in `sink`, reduced at once.
+def install(
+    net: nn.Module, taps: dict[str, Tap], reduce: Callable[[torch.Tensor], T], sink: dict[str, T]
+) -> list[RemovableHandle]:
+    """Make every forward pass of `net` leave its levels in `sink`, reduced at once, until the handles are removed.
 
     At once, since layers that work in place may overwrite a level soon after.
     """
+    handles = []
     for level, tap in taps.items():
 
         def hook(_module: nn.Module, _inputs: Any, output: Any, level: str = level, tap: Tap = tap) -> None:
             sink[level] = reduce(tap.read(output))
 
-        net.get_submodule(tap.module).register_forward_hook(hook)
+        handles.append(net.get_submodule(tap.module).register_forward_hook(hook))
+    return handles
 
 
 def summary(level: torch.Tensor) -> torch.Tensor:

@@ -94,9 +94,11 @@ def build(folder: Folder, shards: dict[str, int], finish: bool = True, **fields)
     def on_commit(record):
         place.committed()
         totals.add(record)
+        units.add(record.unit)
 
-    place.begin()
-    collector = Collector(ledger, recipe, place.unit_rows, plan.redo, ledger.parts("errors"), on_commit)
+    units = set(plan.done)
+    place.begin(plan)
+    collector = Collector(ledger, recipe, place.unit_rows, ledger.parts("errors"), on_commit)
     try:
         for work in plan.work:
             name = work.shard.name
@@ -107,5 +109,5 @@ def build(folder: Folder, shards: dict[str, int], finish: bool = True, **fields)
     finally:
         collector.close()
     if finish:
-        place.finish(plan, totals)
+        place.finish(plan, totals, units)
     return recipe

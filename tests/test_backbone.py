@@ -274,3 +274,26 @@ def test_describe(tmp_path):
     described = Backbone(resolve(ModelConfig(name=str(tmp_path / "hgnet_v2_b0_x.pt"))), reduce=mean).describe()
     assert described["network"] == "hgnet_v2_b0" and described["passes"] == 1 and described["num_classes"] == 7
     assert described["levels"] == {"stage1": 64, "stage2": 256, "stage3": 512, "stage4": 1024}
+
+
+class Shared(Odd):
+    """A network that runs the layer of its level twice, and gives the first result as the level."""
+
+    def forward_features(self, x):
+        return self.conv(torch.nn.functional.pad(self.conv(x)[:, :3], (1, 1, 1, 1)))
+
+    def embedding(self, x):
+        return self.embedding_from_features(self.forward_features(x))
+
+    def detection_features(self, x):
+        return {"stage1": self.conv(x)}
+
+
+@torch.inference_mode()
+def test_a_layer_that_runs_twice_is_no_tap():
+    net, images = Shared().eval(), torch.randn(2, 3, 8, 8)
+    passes = Passes(net, images, "all", mean)
+    assert passes.count == 2
+    levels = passes(images, with_levels=True).features
+    torch.testing.assert_close(levels["stage1"]["mean"], net.detection_features(images)["stage1"].mean((2, 3)))
+    assert not net.conv._forward_hooks

@@ -177,7 +177,7 @@ def test_the_last_override_wins_and_the_others_stand(pipeline: str) -> None:
 def test_an_override_that_cannot_be_read_is_named(pipeline: str, override: str) -> None:
     with pytest.raises(ConfigError) as raised:
         RunConfig.from_yaml(pipeline, (override,))
-    assert override in str(raised.value)
+    assert override.partition("=")[0] in str(raised.value)
     assert "\n" not in str(raised.value)
 
 

@@ -118,7 +118,7 @@ def test_overwriting_keeps_the_old_results_until_the_first_commit_of_the_new(tmp
         if folder.read_json(MANIFEST)["recipe"]["facts"]["center_crop"] == 1.0:
             left = _content(folder)
             assert {name: left.get(name) for name in old} == old, "the old run is still whole"
-            assert folder.exists(SUCCESS)
+            assert folder.exists(SUCCESS) or len(Ledger(folder).units()) > 2, "unfinished only after a new commit"
         build(folder, shards, **other)
         assert _content(folder) == new
         verify(folder.url)

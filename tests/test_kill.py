@@ -168,7 +168,12 @@ def test_actors_killed_in_the_middle_of_the_chain(data, tmp_path):
     run = Run(_config(data, folder.url), temporary)
     hit: list[str] = []
     try:
-        for title, commits in [("_PreprocessActor", 0), ("_PreprocessActor", 0), ("_InferActor", 2), ("_InferActor", 8)]:
+        for title, commits in [
+            ("_PreprocessActor", 0),
+            ("_PreprocessActor", 0),
+            ("_InferActor", 2),
+            ("_InferActor", 8),
+        ]:
             _wait(run, folder, commits)
             deadline = time.monotonic() + 120
             while not (killed := run.kill(title)) and run.process.poll() is None and time.monotonic() < deadline:

@@ -24,8 +24,16 @@ def _folder(count: int, name: str = "photos") -> Shard:
 
 
 def _commit(ledger: Ledger, shard: Shard, number: int, recipe: str = "r", **facts) -> str:
-    unit = unit_name(unit_prefix(recipe, shard), number)
-    told = {"samples": ROWS, "rows": ROWS, "errors": 0, "end": False, "limited": False, "parts": {}} | facts
+    unit = unit_name(unit_prefix(recipe, ROWS, shard), number)
+    told = {
+        "samples": ROWS,
+        "rows": ROWS,
+        "errors": 0,
+        "end": False,
+        "limited": False,
+        "damaged": False,
+        "parts": {},
+    } | facts
     record = Record(unit=unit, shard=shard.name, recipe=recipe, **told)
     parts = {table: vars(part) for table, part in record.parts.items()}
     ledger.folder.write_json(record_name(unit), {**vars(record), "parts": parts})
@@ -41,18 +49,19 @@ def _todo(plan, horizon: int = 30) -> dict[str, list[int]]:
 
 def test_unit_names_depend_on_recipe_path_and_content_only():
     names = {
-        unit_prefix("r", _tar()),
-        unit_prefix("s", _tar()),
-        unit_prefix("r", _tar("b.tar")),
-        unit_prefix("r", _tar(fingerprint="g")),
+        unit_prefix("r", ROWS, _tar()),
+        unit_prefix("s", ROWS, _tar()),
+        unit_prefix("r", ROWS, _tar("b.tar")),
+        unit_prefix("r", ROWS, _tar(fingerprint="g")),
+        unit_prefix("r", ROWS + 1, _tar()),
     }
-    assert len(names) == 4
+    assert len(names) == 5
     moved = Shard("s3://bucket/a.tar", "a.tar", "tar", "f", size=3)
-    assert unit_prefix("r", moved) == unit_prefix("r", _tar())
+    assert unit_prefix("r", ROWS, moved) == unit_prefix("r", ROWS, _tar())
 
 
 def test_unit_names_are_safe_file_names():
-    name = unit_name(unit_prefix("r", _tar("ein Ordner/../größe <b>\n'x'.tar")), 3)
+    name = unit_name(unit_prefix("r", ROWS, _tar("ein Ordner/../größe <b>\n'x'.tar")), 3)
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 

@@ -28,8 +28,8 @@ class Shard:
     Args:
         uri: where it is. name: path relative to the source, unique in the run.
         format: images, tar, parquet or manifest.
-        fingerprint: changes when the content does (etag, or size and mtime); no secret in it.
-        size: bytes, where known. count: samples, where known without reading images.
+        fingerprint: changes when the content does; no secret in it. version: what it was made from, for a file: its
+        etag, or modification time. size: bytes, where known. count: samples, where known without reading images.
         members: for `images`, the file names given one by one; None: all images directly in the directory.
     """
 
@@ -40,6 +40,7 @@ class Shard:
     size: int | None = None
     count: int | None = None
     members: tuple[str, ...] | None = None
+    version: str = ""
 
 
 class Format(Protocol):

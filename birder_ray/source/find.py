@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from birder_ray.config import StorageOptions
 from birder_ray.errors import ConfigError
-from birder_ray.source.base import hidden
+from birder_ray.source.base import fingerprint, hidden
 from birder_ray.source.fetch import failure, prefetch, reason
 from birder_ray.storage import filesystem, is_local, redact, retry
 
@@ -113,7 +113,7 @@ def _find(uri: str, options: StorageOptions) -> Iterator[Found]:
                 folders.append(info["name"])
             else:
                 folder, name = _split(info["name"])
-                named[folder][name] = _file(fs, info)
+                named[folder][name] = describe(fs, info)
     root = _path(fs, _root(uri))
     if texts == [uri] and folders == [_path(fs, uri)]:
         root = folders[0]
@@ -146,7 +146,7 @@ def _walk(fs: fsspec.AbstractFileSystem, top: str, root: str) -> Iterator[Found]
             if "_commits" in entries:  # what birder-ray wrote is no source, even next to the photos
                 continue
             entries = {name: info for name, info in entries.items() if not hidden(name)}
-            files = {name: _file(fs, info) for name, info in entries.items() if info["type"] == "file"}
+            files = {name: describe(fs, info) for name, info in entries.items() if info["type"] == "file"}
             below += [info["name"] for info in entries.values() if info["type"] == "directory" and not _loops(info)]
             yield Found(root, _uri(fs, folder), files, whole=True)
         level = below
@@ -160,9 +160,15 @@ def _loops(info: dict[str, Any]) -> bool:
     return any(os.path.realpath(parent) == real for parent in PurePath(info["name"]).parents)
 
 
-def _file(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> File:
+def describe(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> File:
+    """What a listing's `info` says about a file."""
     version = next((info[key] for key in _VERSION_KEYS if info.get(key)), "unknown")
     return File(_uri(fs, info["name"]), info.get("size"), str(version))
+
+
+def of_files(files: dict[str, File]) -> str:
+    """Fingerprint of a directory: that of all its images by name."""
+    return fingerprint(*(f"{name!a} {file.size} {file.version}" for name, file in sorted(files.items())))
 
 
 def _root(uri: str) -> str:

@@ -6,9 +6,10 @@ from functools import lru_cache
 
 from birder_ray.chunk import Sample
 from birder_ray.config import SourceConfig
+from birder_ray.errors import RunFailed
 from birder_ray.source.base import IMAGE_SUFFIXES, Item, Shard, Wanted, hidden
 from birder_ray.source.fetch import fetch, prefetch
-from birder_ray.source.find import list_folder
+from birder_ray.source.find import describe, list_folder, of_files
 from birder_ray.storage import filesystem, join, redact
 
 
@@ -39,9 +40,12 @@ def count(shard: Shard, config: SourceConfig, at_most: int) -> int:
 
 @lru_cache(maxsize=1)  # a process reads many ranges of one large directory, whose listing takes minutes
 def _names(directory: _Directory) -> list[str]:
-    names = directory.shard.members
+    shard = directory.shard
+    names = shard.members
     if names is None:
-        fs, folder = filesystem(directory.shard.uri, directory.config.options)
-        files = (info["name"].rpartition("/")[2] for info in list_folder(fs, folder) if info["type"] == "file")
-        names = tuple(name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not hidden(name))
+        fs, folder = filesystem(shard.uri, directory.config.options)
+        infos = {info["name"].rpartition("/")[2]: info for info in list_folder(fs, folder) if info["type"] == "file"}
+        names = tuple(name for name in infos if name.lower().endswith(IMAGE_SUFFIXES) and not hidden(name))
+        if of_files({name: describe(fs, infos[name]) for name in names}) != shard.fingerprint:
+            raise RunFailed(f"{redact(shard.uri)}: its images changed since they were listed; run again to list anew")
     return sorted(names, key=lambda name: name.encode(errors="surrogateescape"))

@@ -12,7 +12,7 @@ from birder_ray.errors import ConfigError
 from birder_ray.source import manifest, parquet
 from birder_ray.source.base import IMAGE_SUFFIXES, Shard, fingerprint
 from birder_ray.source.fetch import prefetch
-from birder_ray.source.find import File, Found, find
+from birder_ray.source.find import File, Found, find, of_files
 from birder_ray.storage import redact
 
 _SUFFIXES = {
@@ -110,13 +110,15 @@ def _by_kind(found: Found, format_: str) -> dict[str, dict[str, File]]:
 
 
 def _file_shards(files: dict[str, File], kind: str) -> dict[str, Shard]:
-    return {uri: Shard(uri, "", kind, fingerprint(size, version), size) for uri, size, version in files.values()}
+    return {
+        uri: Shard(uri, "", kind, fingerprint(size, version), size, version=version)
+        for uri, size, version in files.values()
+    }
 
 
 def _folder_shard(folder: str, files: dict[str, File], members: tuple[str, ...] | None) -> Shard:
-    facts = (f"{name!a} {file.size} {file.version}" for name, file in sorted(files.items()))
     size = sum(file.size or 0 for file in files.values())
-    return Shard(folder, "", "images", fingerprint(*facts), size, len(files), members and tuple(sorted(members)))
+    return Shard(folder, "", "images", of_files(files), size, len(files), members and tuple(sorted(members)))
 
 
 def _examined(shards: list[Shard], config: SourceConfig) -> list[Shard]:
