@@ -176,6 +176,8 @@ def _add(plan: Plan, shard: Shard, prefix: str, unit_rows: int, progress: _Progr
     stop = units
     if sample_stop is not None:
         stop = -(-sample_stop // unit_rows)
+        if any(n >= stop for n in progress.units):
+            sample_stop = None  # only a shard's last unit may be cut short, or a later run could not tell
         done = frozenset(n for n in done if n < stop)
     plan.done |= {unit_name(prefix, n) for n in done}
     plan.redo |= {unit_name(prefix, n) for n in progress.units - done if stop is None or n < stop}

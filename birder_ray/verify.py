@@ -204,7 +204,7 @@ def _gaps(manifest: Mapping[str, Any], records: Sequence[Record]) -> Iterator[st
     for prefix, present in sorted(numbers.items()):
         last = max(present)
         absent = set(range(last)) - present.keys()
-        if absent:
+        if absent and not limited:
             yield f"unit {prefix}-{min(absent):06d} has no commit"
         for number, record in present.items():
             if record.limited and not (limited and number == last):
