@@ -1,4 +1,4 @@
-"""A chunk: a few hundred consecutive samples of one unit, on their way through the steps as one Arrow row.
+"""A chunk: consecutive samples of one unit, on their way through the steps together as one Arrow row.
 
 read fills `data` (encoded images), preprocess replaces it by `images`, infer replaces that by `tables`. A sample that
 fails at a step leaves `samples` and enters `errors`, so the two together are always what was read.

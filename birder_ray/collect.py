@@ -83,7 +83,9 @@ class Collector:
         while self.writing and (len(self.writing) > at_most or self.writing[0].done()):
             try:
                 record = self.writing.pop(0).result()
-            except OSError as error:
+            except AssertionError:
+                raise
+            except Exception as error:  # every filesystem has exceptions of its own
                 where = redact(self.ledger.folder.url)
                 raise RunFailed(f"cannot write to {where}: {error}; mend that and run again to resume") from error
             self.committed += 1

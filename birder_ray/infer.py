@@ -125,7 +125,7 @@ class Infer:
     def _score(self, images: np.ndarray) -> Columns:
         parts: list[Columns] = []
         done = 0
-        while done < len(images) or not parts:
+        while done < len(images):
             part = self._try(images[done : done + self.batch_size])
             if part is None:
                 self._halve()

@@ -119,12 +119,6 @@ def open_binary(url: str, options: Mapping[str, Any] | None = None, **open_optio
         yield file
 
 
-def read_bytes(url: str, options: Mapping[str, Any] | None = None) -> bytes:
-    """All bytes of `url`, with retries."""
-    fs, path = filesystem(url, options)
-    return retry(lambda: bytes(fs.cat_file(path)))
-
-
 class Folder:
     """A destination folder: whole-object writes under fixed names, on a local disk or an object store."""
 

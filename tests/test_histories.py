@@ -1,6 +1,7 @@
-"""Random histories of runs – limits raised and lifted, errors retried, crashes anywhere – end like one undisturbed run.
+"""Random histories of runs - limits raised and lifted, errors retried, crashes anywhere - end like one undisturbed run.
 
-Everything is real but Ray and the network: chunks come straight from the read step, in random order, with made-up tables.
+Everything is real but Ray and the network: chunks come straight from the read step, in random order, with made-up
+tables.
 """
 
 import os
@@ -70,7 +71,8 @@ def _source(chance: random.Random, folder: Path) -> None:
         elif form == "parquet":
             folder.mkdir(exist_ok=True)
             images = pa.array([b"%d" % index for index in range(size)], pa.binary())
-            pq.write_table(pa.table({"image": images}), folder / f"{name}.parquet", row_group_size=chance.choice([5, 25]))
+            groups = chance.choice([5, 25])
+            pq.write_table(pa.table({"image": images}), folder / f"{name}.parquet", row_group_size=groups)
         else:
             make_shards(str(folder / "made"), size, 1, size=(4, 4), labels=False)
             data = (folder / "made" / "shard-000000.tar").read_bytes()

@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from birder_ray.config import SourceConfig
 from birder_ray.errors import RunFailed, SampleError
-from birder_ray.source import count_samples, list_shards, read_samples
+from birder_ray.source import count_samples, images, list_shards, read_samples
 from birder_ray.source.fetch import prefetch
 from birder_ray.testing import make_images, make_shards
 
@@ -25,8 +25,8 @@ def test_samples_labels_and_bytes_are_those_written(tmp_path: Path) -> None:
         for shard in shards
         for sample, data in read_samples(shard, source)
     ]
-    images = make_images(5, 0) + make_images(5, 1)
-    assert found == [(*row, image) for row, image in zip(truth, images, strict=True)]
+    expected = make_images(5, 0) + make_images(5, 1)
+    assert found == [(*row, image) for row, image in zip(truth, expected, strict=True)]
     assert [shard.count for shard in shards] == [count_samples(shard, source, 99) for shard in shards] == [5, 5]
 
 
@@ -175,7 +175,9 @@ def test_transient_errors_are_read_through(flaky: type[Flaky], format_: Any) -> 
         (PermissionError("forbidden"), "Forbidden", 1),
     ],
 )
-def test_lasting_errors_of_storage_end_the_run(flaky: type[Flaky], error: OSError, error_type: str, opened: int) -> None:
+def test_lasting_errors_of_storage_end_the_run(
+    flaky: type[Flaky], error: OSError, error_type: str, opened: int
+) -> None:
     make_shards("flaky://data", images_per_shard=9, shards=1)
     source = SourceConfig(uri="flaky://data")
     (shard,) = list_shards(source)
@@ -183,3 +185,16 @@ def test_lasting_errors_of_storage_end_the_run(flaky: type[Flaky], error: OSErro
     with pytest.raises(RunFailed, match=rf"shard-000000.tar: .*\({error_type}\).*run again to resume"):
         list(read_samples(shard, source))
     assert flaky.opened == opened
+
+
+def test_a_directory_that_changes_after_it_was_listed_ends_the_run(tmp_path: Path) -> None:
+    make_shards(str(tmp_path), images_per_shard=3, shards=1, format="images")
+    source = SourceConfig(uri=str(tmp_path))
+    (shard,) = list_shards(source)
+    assert len(list(read_samples(shard, source))) == 3
+    (tmp_path / "class-0" / "000001.jpg").unlink()
+    (changed,) = list_shards(source)
+    assert changed.fingerprint != shard.fingerprint
+    images._names.cache_clear()
+    with pytest.raises(RunFailed, match="changed since they were listed"):
+        list(read_samples(shard, source))
