@@ -226,15 +226,24 @@ def verify(dest: str, options: tuple[str, ...]) -> None:
 @app.command()
 @click.argument("pattern", default="*")
 def models(pattern: str) -> None:
-    """List birder's pretrained classification models whose names match PATTERN (e.g. '*inat21*')."""
-    from rich.table import Table
+    """List birder's pretrained classification models whose names match PATTERN (inat21, 'hgnet_v2*')."""
+    from rich.table import Column, Table
 
     from birder_ray.backbone import catalogue
 
-    table = Table("name", "network", "size", "classes", "params (M)", "file (MB)", "here", box=None, pad_edge=False)
-    for entry in catalogue(pattern):
-        table.add_row(*entry.words())
+    entries = catalogue(pattern)
+    if not entries:
+        raise ConfigError(f"{pattern}: no pretrained model matches; birder-ray models lists all")
+    table = Table(Column("name", no_wrap=True, min_width=max(len(entry.name) for entry in entries)), box=None)
+    for heading in ("size (px)", "classes", "params (M)", "on this machine"):
+        table.add_column(heading)
+    for entry in entries:
+        height, width = entry.size
+        classes = "" if entry.classes is None else f"{entry.classes:,}"
+        size = f"{height}" if height == width else f"{height}x{width}"
+        table.add_row(entry.name, size, classes, f"~{entry.file_mb / 4:.1f}", entry.path or "")
     results.print(table)
+    results.print("params: from the size of the float32 file; classes: known once the file is here", style="dim")
 
 
 @app.command()

@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,12 +26,18 @@ Download = Callable[[str, Path], None]
 
 @dataclass(frozen=True)
 class Header:
-    """What a birder checkpoint says of itself: input size in pixels and channels, names by class index, task if any."""
+    """What a birder checkpoint says of itself.
+
+    Args:
+        size: input height and width in pixels. channels: of the input. class_names: by class index.
+        task: birder's name of it, if any. birder_version: that wrote the file, `()` if unknown.
+    """
 
     size: tuple[int, int]
     channels: int
     class_names: tuple[str, ...]
     task: str | None
+    birder_version: tuple[int, ...]
 
 
 def sha256_file(path: str | Path) -> str:
@@ -69,13 +76,18 @@ def from_reference(reference: str) -> Path:
     return path
 
 
+def local_file(name: str, models_dir: Path) -> Path | None:
+    """The file of a model name that is on this machine already, in `models_dir` or downloaded before."""
+    paths = [folder / (name + suffix) for folder in (models_dir, cache_dir() / "birder") for suffix in SUFFIXES]
+    return next((path for path in paths if path.is_file()), None)
+
+
 def from_name(
-    names: Sequence[str], models_dir: Path, mirror: str | None, known: Mapping[str, str], download: Download | None
+    name: str, models_dir: Path, mirror: str | None, known: Mapping[str, str], download: Download | None
 ) -> Path | None:
     """The local file of a model name: from `models_dir`, the mirror, or birder's site, in this order.
 
     Args:
-        names: the model's name, and others that it went by; the first is the one to download.
         models_dir: birder's folder of weights. mirror: URL of a folder with the same file names.
         known: published sha256 by suffix. download: birder's downloader; None if birder does not publish the model.
 
@@ -85,7 +97,7 @@ def from_name(
     Raises:
         ConfigError: a file is not the published one, or nothing can be reached; the message names the remedy.
     """
-    files = [name + suffix for suffix in SUFFIXES for name in names]
+    files = [name + suffix for suffix in SUFFIXES]
     for file in files:
         path = models_dir / file
         if path.is_file():
@@ -99,7 +111,7 @@ def from_name(
     suffix = next((suffix for suffix in SUFFIXES if suffix in known), None)
     if download is None or suffix is None:
         return None
-    file = names[0] + suffix
+    file = name + suffix
     try:
         return _fetch(file, known[suffix], download)
     except OSError as error:
@@ -121,7 +133,8 @@ def read_header(path: Path) -> Header:
         names = [f"class_{index}" for index in range(content["signature"]["outputs"][0]["data_shape"][1])]
         for name, index in content["class_to_idx"].items():
             names[index] = name
-        return Header((height, width), channels, tuple(names), content.get("task"))
+        version = tuple(int(part) for part in re.findall(r"\d+", str(content.get("birder_version", "")))[:3])
+        return Header((height, width), channels, tuple(names), content.get("task"), version)
     except pickle.UnpicklingError:
         raise ConfigError(f"{path}: damaged, or holds more than tensors and is not opened for safety") from None
     except (RuntimeError, ValueError, LookupError, TypeError, EOFError, OSError, struct.error) as error:
@@ -139,7 +152,7 @@ def _safetensors_metadata(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         metadata = json.loads(file.read(min(length, path.stat().st_size)))["__metadata__"]
-    return {"task": metadata.get("task")} | {key: json.loads(metadata[key]) for key in ("signature", "class_to_idx")}
+    return metadata | {key: json.loads(metadata[key]) for key in ("signature", "class_to_idx")}
 
 
 def _fetch(source: str, sha256: str | None, download: Download | None = None) -> Path:

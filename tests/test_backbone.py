@@ -9,7 +9,7 @@ import torch
 from birder.common.fs_ops import load_model
 from birder.model_registry import Task, registry
 
-from birder_ray.backbone import Backbone, Weights, resolve
+from birder_ray.backbone import Backbone, Weights, catalogue, resolve
 from birder_ray.config import ModelConfig
 from birder_ray.errors import ConfigError
 from birder_ray.passes import Passes
@@ -221,12 +221,29 @@ def test_published_name(models, monkeypatch):
 
 
 def test_old_names_mean_the_networks_they_meant(models):
-    """`hieradet_small` of today loads these weights without complaint, and computes something else."""
+    """`hieradet_small` of today would load these weights without complaint, and compute something else."""
     name = "hieradet_small_dino-v2-inat21"
-    tiny_checkpoint(str(models / f"{name}.pt"))
-    assert resolve(ModelConfig(name=str(models / f"{name}.pt"))).network == "hieradet_d_small"
-    with pytest.raises(ConfigError, match="is not the published"):
+    with pytest.raises(ConfigError, match=r"hieradet_d_small_dino-v2-inat21\.pt: not there"):
         resolve(ModelConfig(name=name))
+    path = models / f"{name}.pt"
+    tiny_checkpoint(str(path))
+    for reference in (name, str(path)):
+        assert resolve(ModelConfig(name=reference)).network == "hieradet_small"
+    torch.save({**torch.load(path, weights_only=True), "birder_version": "0.3.1"}, path)
+    for reference in (name, str(path)):
+        assert resolve(ModelConfig(name=reference)).network == "hieradet_d_small"
+
+
+def test_the_catalogue_knows_what_is_here(models):
+    assert not any(entry.path for entry in catalogue("hgnet_v2"))
+    tiny_checkpoint(str(models / "hgnet_v2_b2_danube-delta.pt"))
+    found = {entry.name: entry for entry in catalogue("hgnet_v2*")}
+    here = found["hgnet_v2_b2_danube-delta"]
+    assert (here.network, here.size, here.classes) == ("hgnet_v2_b2", (256, 256), 7)
+    assert here.path == str(models / "hgnet_v2_b2_danube-delta.pt")
+    assert [name for name, entry in found.items() if entry.path] == [here.name]
+    assert len(catalogue("*")) > 200
+    assert catalogue("no-such") == []
 
 
 def test_own_names(models):
@@ -262,7 +279,7 @@ def test_models_of_other_tasks(models, monkeypatch):
     )
     with pytest.raises(ConfigError, match="only image classification is supported"):
         resolve(ModelConfig(name=name))
-    header = SimpleNamespace(task="object_detection")
+    header = SimpleNamespace(task="object_detection", birder_version=())
     monkeypatch.setattr("birder_ray.weights.read_header", lambda path: header)
     tiny_checkpoint(str(models / "hgnet_v2_b0_x.pt"))
     with pytest.raises(ConfigError, match="a model for object_detection"):

@@ -37,7 +37,7 @@ def unreachable(file: str, path: Path) -> None:
 
 
 def find(models_dir: Path, mirror: str | None = None, known=None, download=unreachable) -> Path | None:
-    return from_name(("net_tag",), models_dir, mirror, known or {".pt": SHA256}, download)
+    return from_name("net_tag", models_dir, mirror, known or {".pt": SHA256}, download)
 
 
 def test_what_is_a_reference():
@@ -92,7 +92,7 @@ def test_offline_says_where_to_put_the_file(tmp_path):
 
 
 def test_a_name_of_nobody(tmp_path):
-    assert from_name(("mine",), tmp_path, None, {}, None) is None
+    assert from_name("mine", tmp_path, None, {}, None) is None
 
 
 def test_references(tmp_path, mirror):
@@ -129,7 +129,7 @@ def _fetch_slowly(cache: str, barrier, downloads: str) -> None:
         path.write_bytes(CONTENT)
 
     barrier.wait()
-    from_name(("net_tag",), Path(cache) / "models", None, {".pt": SHA256}, download)
+    from_name("net_tag", Path(cache) / "models", None, {".pt": SHA256}, download)
 
 
 def test_two_processes_download_once(tmp_path, cache):

@@ -1,152 +1,19 @@
-"""birder, behind one door: names to weights, weights to a network, images to every output in one pass.
+"""A birder network in memory."""
 
-The only module that imports birder (besides the test doubles).
-"""
-# ruff: noqa: E402
-
-import difflib
 import logging
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import torch
-
-# On a machine with a CUDA compiler and no GPU, birder's kernels would warn on standard error while they are imported
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-
 import birder
-from birder.common import cli, fs_ops, lib
-from birder.conf import settings
-from birder.model_registry import Task, registry
+import torch
+from birder.common import fs_ops
 
-from birder_ray import weights as files
-from birder_ray.config import ModelConfig
+from birder_ray.backbone.names import Weights
 from birder_ray.errors import ConfigError
 from birder_ray.passes import Outputs, Passes, Reduce, Wanted
 
 logger = logging.getLogger(__name__)
 logging.getLogger("birder").setLevel(logging.WARNING)  # else every actor reports every file that it opens
-
-_RENAMED = {"hieradet_small_dino-v2": "hieradet_d_small_dino-v2"}
-"""Prefixes of names that birder 0.3.2 changed. `hieradet_small` now is another network of the same shapes, so such a
-file would load and give wrong numbers."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A checkpoint on this machine.
-
-    Args:
-        path: local file. sha256: of its bytes. name: as the user gave it, without folder and suffix.
-        network: birder's name of the architecture. reparameterized: None if not known.
-        size: height and width in pixels that it was saved for. channels: of the input.
-        class_names: by class index; none without a classifier.
-    """
-
-    path: str
-    sha256: str
-    name: str
-    network: str
-    reparameterized: bool | None
-    size: tuple[int, int]
-    channels: int
-    class_names: tuple[str, ...]
-
-
-def resolve(model: ModelConfig) -> Weights:
-    """Find the weights of `model` on this machine, downloading them if need be.
-
-    Raises:
-        ConfigError: unknown name, no file, damaged file, or a kind of model that is not supported.
-    """
-    if files.is_reference(model.name):
-        path = files.from_reference(model.name)
-        name, published = path.stem, None
-    else:
-        name = _current_name(model.name)
-        published = _published(name)
-        path = _find(model, name, published)
-    net: Mapping[str, Any] = published["net"] if published else {}
-    network = model.network or net.get("network") or _network_of(name)
-    if network is None:
-        raise ConfigError(f"{path}: the file name does not begin with a birder network; pass --network")
-    if not registry.exists(network, task=Task.IMAGE_CLASSIFICATION):
-        raise ConfigError(f"{network}: no such birder network{_suggest(network, _networks())}")
-    header = files.read_header(path)
-    if header.task not in (None, Task.IMAGE_CLASSIFICATION):
-        raise ConfigError(f"{path}: a model for {header.task}; only image classification is supported")
-    return Weights(
-        path=str(path),
-        sha256=files.sha256_file(path),
-        name=name,
-        network=network,
-        reparameterized=net.get("reparameterized", False) if published else None,
-        size=header.size,
-        channels=header.channels,
-        class_names=header.class_names,
-    )
-
-
-def _published(name: str) -> Any:
-    """birder's entry for a pretrained model; None if it has none of this name."""
-    if not registry.pretrained_exists(name):
-        return None
-    entry: Any = registry.get_pretrained_metadata(name)
-    if entry["task"] != Task.IMAGE_CLASSIFICATION:
-        raise ConfigError(f"{name}: a model for {entry['task']}; only image classification is supported")
-    if not any(f".{kind}" in files.SUFFIXES for kind in entry["formats"]):
-        raise ConfigError(f"{name}: published only as {', '.join(entry['formats'])}, which is not supported")
-    return entry
-
-
-def _find(model: ModelConfig, name: str, published: Any) -> Path:
-    models_dir = Path(os.environ.get("MODELS_DIR") or settings.MODELS_DIR)
-    formats = published["formats"] if published else {}
-
-    def download(file: str, path: Path) -> None:
-        _, url = lib.get_pretrained_model_url(name, Path(file).suffix[1:])
-        cli.download_file(url, path, progress_bar=False)
-
-    found = files.from_name(
-        tuple(dict.fromkeys((name, model.name))),
-        models_dir,
-        model.weights_mirror,
-        {f".{kind}": entry["sha256"] for kind, entry in formats.items()},
-        download if published else None,
-    )
-    if found is None:
-        names = registry.list_pretrained_models(task=Task.IMAGE_CLASSIFICATION)
-        raise ConfigError(
-            f"{model.name}: birder {birder.__version__} has no pretrained model of this name"
-            f"{_suggest(model.name, names)}; a file of one's own goes to {models_dir / model.name}.pt"
-        )
-    return found
-
-
-def _current_name(name: str) -> str:
-    for old, new in _RENAMED.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
-
-
-def _networks() -> list[str]:
-    return [*registry.list_models(task=Task.IMAGE_CLASSIFICATION), *registry.name_aliases]
-
-
-def _network_of(name: str) -> str | None:
-    """The longest network name that begins `name`; birder's files are called `<network>_<tag>`."""
-    name = _current_name(name).lower()
-    candidates = [network for network in _networks() if name == network or name.startswith(f"{network}_")]
-    return max(candidates, key=len, default=None)
-
-
-def _suggest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 class Backbone:
