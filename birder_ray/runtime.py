@@ -33,7 +33,6 @@ _QUIET = {
 }
 _NO_PROGRESS_S = 600
 _SLOWEST_BYTES_PER_S = 10_000_000
-_READ_RETRIES = 10  # Ray's own default is for ever, also for a shard that crashes its reader each time
 _OWN_ERROR = re.compile(r"^birder_ray\.errors\.(ConfigError|RunFailed): (.+)$", re.MULTILINE)
 
 
@@ -163,7 +162,7 @@ def stream(
     arrow: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
     chain = (
         ray.data.from_items([{"work": pickle.dumps(each)} for each in work], override_num_blocks=len(work))
-        .map_batches(read, num_cpus=sizes.reader_cpus, concurrency=sizes.readers, max_retries=_READ_RETRIES, **arrow)
+        .map_batches(read, num_cpus=sizes.reader_cpus, concurrency=sizes.readers, **arrow)
         .map_batches(
             _PreprocessActor,
             fn_constructor_args=(spec, attempts),
