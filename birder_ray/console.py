@@ -6,7 +6,6 @@ import time
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-from rich.table import Table
 
 from birder_ray.errors import BirderRayError
 from birder_ray.progress import Meter, Observer, RunSummary
@@ -75,22 +74,20 @@ class Console(Observer):
 
 def show_summary(summary: RunSummary) -> None:
     """The table at the end of a run (standard output)."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
     nothing_new = summary.units == 0
-    table.add_row("images", f"{summary.total_images:,}" + ("" if nothing_new else f" ({summary.images:,} now)"))
     kinds = ", ".join(f"{name} {count:,}" for name, count in sorted(summary.error_types.items()))
-    table.add_row("errors", f"{summary.total_errors:,}" + (f" ({escape(kinds)})" if kinds else ""))
-    table.add_row("time", duration(summary.seconds) + (" (everything was done already)" if nothing_new else ""))
+    rows = [
+        ("images", f"{summary.total_images:,}" + ("" if nothing_new else f" ({summary.images:,} now)")),
+        ("errors", f"{summary.total_errors:,}" + (f" ({kinds})" if kinds else "")),
+        ("time", duration(summary.seconds) + (" (everything was done already)" if nothing_new else "")),
+    ]
     if not nothing_new:
-        table.add_row("images/s", f"{summary.images_per_s:,.1f} once running")
-        busiest = max(summary.utilisation.items(), key=lambda item: item[1], default=None)
-        if busiest is not None:
-            table.add_row("busiest step", f"{busiest[0]} ({busiest[1]:.0%})")
-    place = escape(summary.destination)
-    table.add_row("outputs", f"{place} ({summary.total_units:,} units, recipe {summary.recipe})")
-    table.add_row("next", f"birder-ray verify {place}")
+        rows.append(("images/s", f"{summary.images_per_s:,.1f} once running"))
+        step, share = max(summary.utilisation.items(), key=lambda item: item[1])
+        rows.append(("busiest", f"{step} ({share:.0%} of its workers' time)"))
+    rows.append(("outputs", f"{summary.destination} ({summary.total_units:,} units, recipe {summary.recipe})"))
+    rows.append(("next", f"birder-ray verify {summary.destination}"))
     if summary.total_errors:
-        table.add_row("", f"quarantined samples and why: {place}/errors/*.parquet")
-    results.print(table)
+        rows.append(("", f"what is in quarantine, and why: {summary.destination}/errors/*.parquet"))
+    for name, text in rows:
+        results.print(f"[bold]{name:<10}[/]{escape(text)}")

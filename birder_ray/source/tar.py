@@ -16,6 +16,8 @@ from birder_ray.errors import SampleError, ShardDamaged
 from birder_ray.source.base import IMAGE_SUFFIXES, SEQUENTIAL, Item, Shard, Wanted, hidden
 from birder_ray.storage import open_binary, redact
 
+_STREAM_DAMAGE = (tarfile.ReadError, EOFError, gzip.BadGzipFile, zlib.error)
+_DAMAGE = (ShardDamaged, *_STREAM_DAMAGE)
 _LABEL_SUFFIXES = (".cls", ".json", ".txt")
 
 
@@ -55,8 +57,9 @@ def _samples(shard: Shard, config: SourceConfig) -> Iterator[tuple[Sample, bytes
     index = 0
     seen: set[str] = set()
     uri = redact(shard.uri)
+    broken: list[Exception] = []
     with _opened(shard, config) as tar:
-        for _, members in groupby(_members(tar), key=lambda member: member.key):
+        for _, members in groupby(_until_broken(tar, broken), key=lambda member: member.key):
             group = list(members)
             label = _label(group, config.label_column)
             images = [member for member in group if member.suffix in IMAGE_SUFFIXES]
@@ -67,6 +70,17 @@ def _samples(shard: Shard, config: SourceConfig) -> Iterator[tuple[Sample, bytes
                 seen.add(name)
                 yield Sample(f"{shard.name}/{name}", index, label, f"{uri}#{member.name}"), member.data
                 index += 1
+        if broken:
+            raise broken[0]
+
+
+def _until_broken(tar: tarfile.TarFile, broken: list[Exception]) -> Iterator[_Member]:
+    """The members before any damage, which goes to `broken`: an image that was read to its end is a sample, even where
+    nobody can tell any more whether its label would have followed."""
+    try:
+        yield from _members(tar)
+    except _DAMAGE as error:
+        broken.append(error)
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[_Member]:
@@ -134,7 +148,7 @@ def _opened(shard: Shard, config: SourceConfig) -> Iterator[tarfile.TarFile]:
                 fileobj=stream, mode="r|", bufsize=1 << 16, tarinfo=_Header, encoding="utf-8", errors="backslashreplace"
             ) as tar:
                 yield tar
-        except (tarfile.ReadError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        except _STREAM_DAMAGE as error:
             cut = isinstance(error, EOFError) or str(error) == "unexpected end of data"
             message = f"{error}, at byte {file.tell()} of the file"
             raise ShardDamaged("TruncatedTar" if cut else "DamagedTar", message) from None
