@@ -219,3 +219,13 @@ def photos() -> list[Path]:
 def awkward() -> list[Path]:
     """Real awkward JPEGs: CMYK, EXIF-rotated, greyscale, truncated; skips where they are absent."""
     return _files("awkward")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a tiny checkpoint of a real birder network, 64 px and 7 classes."""
+    from birder_ray.testing import tiny_checkpoint
+
+    path = str(tmp_path_factory.mktemp("model") / "hgnet_v2_b0_tiny.pt")
+    tiny_checkpoint(path)
+    return path

@@ -8,18 +8,11 @@ from pathlib import Path
 import pytest
 
 from birder_ray import RunConfig, run
-from birder_ray.testing import make_images, tiny_checkpoint
+from birder_ray.testing import make_images
 from birder_ray.verify import verify
 from tests.results import table
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    path = str(tmp_path_factory.mktemp("model") / "hgnet_v2_b0_tiny.pt")
-    tiny_checkpoint(path)
-    return path
 
 
 def _score(source: Path, model: str, out: Path) -> dict[str, str]:

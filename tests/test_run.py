@@ -9,18 +9,11 @@ import pytest
 
 from birder_ray import ConfigError, RunConfig, RunFailed, run
 from birder_ray.commit import COMMITS, SUCCESS
-from birder_ray.testing import Truth, make_shards, tiny_checkpoint
+from birder_ray.testing import Truth, make_shards
 from birder_ray.verify import status, verify
 from tests.results import assert_same, parts, table, vectors
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    path = str(tmp_path_factory.mktemp("model") / "hgnet_v2_b0_tiny.pt")
-    tiny_checkpoint(path)
-    return path
 
 
 def _config(source, model: str, destination: Path, **blocks) -> RunConfig:
