@@ -35,13 +35,13 @@ import torch
 from birder_ray.backbone import Backbone, resolve
 from birder_ray.config import ModelConfig
 torch.set_num_threads(int(sys.argv[2]))
-backbone = Backbone(resolve(ModelConfig(name=sys.argv[1])))
+backbone = Backbone(resolve(ModelConfig(name=sys.argv[1])), levels=(), reduce=lambda level: {})
 images = torch.rand((int(sys.argv[3]), 3, 256, 256))
 with torch.inference_mode():
-    backbone.forward(images)
+    backbone.logits(images)
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < float(sys.argv[4]):
-        backbone.forward(images)
+        backbone.logits(images)
         done += len(images)
 print(json.dumps({"images_per_s": done / (time.perf_counter() - started)}))
 """

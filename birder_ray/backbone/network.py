@@ -69,7 +69,7 @@ class Backbone:
             raise ConfigError(f"{weights.network}: cannot take {_px(self.size)}: {reason}") from None
         if self.passes.count > 1:
             logger.info("%s: its outputs take %d forward passes per image", weights.network, self.passes.count)
-        # 7-18 % faster for convolutions, but with other rounding than birder's: not where parity is promised
+        # 2-18 % faster for convolutions, but with other rounding than birder's: not where parity is promised
         exact = self.dtype == torch.float32 and not amp and not compiled
         self.layout = torch.channels_last if _mostly_convolutions(net) and not exact else torch.contiguous_format
         net.to(self.dtype, memory_format=self.layout)
