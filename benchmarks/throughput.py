@@ -34,6 +34,9 @@ import json, sys, time
 import torch
 from birder_ray.backbone import Backbone, resolve
 from birder_ray.config import ModelConfig
+from birder_ray.infer import _keep_memory
+if sys.argv[5] == "kept":
+    _keep_memory()
 torch.set_num_threads(int(sys.argv[2]))
 backbone = Backbone(resolve(ModelConfig(name=sys.argv[1])), levels=(), reduce=lambda level: {})
 images = torch.rand((int(sys.argv[3]), 3, 256, 256))
@@ -68,10 +71,12 @@ def main() -> None:
 def measure(folder: Path, photos: list[Path], told: argparse.Namespace) -> dict[str, list[float]]:
     checkpoint, tars, flat = prepare(folder, photos, told.images)
     threads = os.cpu_count() or 1
-    found: dict[str, list[float]] = {"forward": [], "score": [], "first commit (s)": [], "wall (s)": []}
+    names = ("forward", "forward, plain malloc", "score", "first commit (s)", "wall (s)")
+    found: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(told.rounds):
-        arguments = [str(checkpoint), str(threads), str(told.batch_size), "15"]
-        found["forward"].append(_json([sys.executable, "-c", FORWARD, *arguments])["images_per_s"])
+        arguments = [str(checkpoint), str(threads), str(told.batch_size), "12"]
+        for name, memory in {"forward": "kept", "forward, plain malloc": "returned"}.items():
+            found[name].append(_json([sys.executable, "-c", FORWARD, *arguments, memory])["images_per_s"])
         summary, first, wall = score(folder, checkpoint, tars, told.batch_size)
         found["score"].append(summary["images_per_s"])
         found["first commit (s)"].append(first)
