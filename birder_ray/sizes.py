@@ -80,7 +80,7 @@ def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int) -> Size
     inference = inference if compute.inference_actors == "auto" else compute.inference_actors
     preprocess = preprocess if compute.preprocess_actors == "auto" else compute.preprocess_actors
     batch_size = batch_size if compute.batch_size == "auto" else compute.batch_size
-    readers = max(1, min(tasks, 2 * preprocess, _MOST_READERS))
+    readers = max(1, min(tasks, 2 * preprocess if cpus >= _CORES_PER_ACTOR else 1, _MOST_READERS))
     return Sizes(
         readers=readers,
         reader_cpus=min(0.25, _share(cpus / 8, readers)),
