@@ -6,7 +6,6 @@ import re
 import time
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -100,10 +99,6 @@ class Infer:
         self.batch_size = batch_size or _BATCH_SIZE[self.device.type]
         self.schemas = self._schemas()
         self._needs_plain_pass = bool(outputs.embeddings or outputs.features or not model.tta)
-
-    def describe(self) -> dict[str, Any]:
-        """What the driver records about the loaded model; plain JSON types."""
-        return self.backbone.describe()
 
     def __call__(self, chunk: Chunk) -> Chunk:
         """Score a preprocessed chunk.

@@ -286,11 +286,11 @@ def test_models_of_other_tasks(models, monkeypatch):
         resolve(ModelConfig(name="hgnet_v2_b0_x"))
 
 
-def test_describe(tmp_path):
+def test_what_a_backbone_knows_of_itself(tmp_path):
     tiny_checkpoint(str(tmp_path / "hgnet_v2_b0_x.pt"))
-    described = Backbone(resolve(ModelConfig(name=str(tmp_path / "hgnet_v2_b0_x.pt"))), reduce=mean).describe()
-    assert described["network"] == "hgnet_v2_b0" and described["passes"] == 1 and described["num_classes"] == 7
-    assert described["levels"] == {"stage1": 64, "stage2": 256, "stage3": 512, "stage4": 1024}
+    backbone = Backbone(resolve(ModelConfig(name=str(tmp_path / "hgnet_v2_b0_x.pt"))), reduce=mean)
+    assert (backbone.weights.network, backbone.passes.count, backbone.num_classes) == ("hgnet_v2_b0", 1, 7)
+    assert backbone.passes.levels == {"stage1": 64, "stage2": 256, "stage3": 512, "stage4": 1024}
 
 
 class Shared(Odd):

@@ -224,7 +224,7 @@ def test_low_precision(model, expected):
 
 
 def test_other_weights_than_the_drivers(model):
-    digest = make(model).describe()["sha256"]
+    digest = make(model).backbone.weights.sha256
     make(model, sha256=digest)
     with pytest.raises(RunFailed, match="on the driver"):
         make(model, sha256="0" * 64)

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import birder
 import torch
 from birder.common import fs_ops
 
@@ -90,24 +89,6 @@ class Backbone:
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """(B, classes) alone, of images as `forward` takes them."""
         return self._call(images, with_levels=False).logits
-
-    def describe(self) -> dict[str, Any]:
-        """What a run records about its model; plain JSON types."""
-        return {
-            "name": self.weights.name,
-            "network": self.weights.network,
-            "sha256": self.weights.sha256,
-            "size": list(self.size),
-            "class_names": self.class_names,
-            "num_classes": self.num_classes,
-            "embedding_size": self.passes.embedding_size,
-            "levels": self.passes.levels,
-            "passes": self.passes.count,
-            "parameters": sum(p.numel() for p in self.net.parameters()),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            "versions": {"birder": birder.__version__, "torch": torch.__version__},
-        }
 
     def _call(self, images: torch.Tensor, with_levels: bool) -> Outputs:
         images = images.to(self.dtype).contiguous(memory_format=self.layout)
