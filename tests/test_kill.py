@@ -152,20 +152,23 @@ def _kill_drivers(data: dict, folder: Folder, times: int, name: str) -> None:
     _check(data, folder)
 
 
-def test_driver_killed_at_ten_random_instants(data, tmp_path):
-    _kill_drivers(data, Folder(str(tmp_path / "out")), 10, "driver")
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
+def folder(request, tmp_path) -> Folder:
+    """An empty destination on a local disk, and on a real S3 server."""
+    if request.param == "disk":
+        return Folder(str(tmp_path / "out"))
+    s3 = request.getfixturevalue("seaweed")
+    return Folder(f"{s3.url}/out", s3.options)
 
 
-@pytest.mark.s3
-def test_driver_killed_while_it_writes_to_s3(data, seaweed):
-    _kill_drivers(data, Folder(f"{seaweed.url}/out", seaweed.options), 4, "s3")
+def test_driver_killed_at_ten_random_instants(data, folder):
+    _kill_drivers(data, folder, 10, "driver-s3" if "://" in folder.url else "driver")
 
 
-def test_actors_killed_in_the_middle_of_the_chain(data, tmp_path):
+def test_actors_killed_in_the_middle_of_the_chain(data, folder):
     chance = random.Random(SEED)
-    folder = Folder(str(tmp_path / "out"))
-    temporary = _temporary("actors")
-    run = Run(_config(data, folder.url), temporary)
+    temporary = _temporary("actors-s3" if "://" in folder.url else "actors")
+    run = Run(_config(data, folder.url, folder.options), temporary)
     hit: list[str] = []
     try:
         for title, commits in [
@@ -187,4 +190,6 @@ def test_actors_killed_in_the_middle_of_the_chain(data, tmp_path):
     assert any("_InferActor" in title for title in hit)
     _check(data, folder)
     assert "raylet" not in (temporary / "driver.log").read_text(), "deaths that are dealt with are no news"
-    assert table(folder.url, "errors").num_rows == 0, "a killed process is no reason to quarantine a sample"
+    assert table(folder.url, "errors", folder.options).num_rows == 0, (
+        "a killed process is no reason to quarantine a sample"
+    )
