@@ -1,6 +1,6 @@
 """The write step: chunks come in any order, complete units go out to the ledger, several at a time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -34,7 +34,7 @@ class Collector:
     """Puts units together and commits them.
 
     Args:
-        had_errors: units with an errors file from before.
+        leftovers: names of parts that stood before the run.
         on_commit: called after each commit, in the thread that calls `add` or `drain`.
     """
 
@@ -43,13 +43,13 @@ class Collector:
         ledger: Ledger,
         recipe: Recipe,
         unit_rows: int,
-        had_errors: Iterable[str],
+        leftovers: Container[str],
         on_commit: Callable[[Record], None],
     ):
         self.ledger = ledger
         self.recipe = recipe
         self.unit_rows = unit_rows
-        self.had_errors = set(had_errors)
+        self.leftovers = leftovers
         self.on_commit = on_commit
         self.pending: dict[str, _Pending] = {}
         self.writing: list[Future[Record]] = []
@@ -111,7 +111,7 @@ class Collector:
                 step: sum(chunk.seconds.get(step, 0.0) for chunk in chunks)
                 for step in sorted({step for chunk in chunks for step in chunk.seconds})
             },
-            had_errors=unit in self.had_errors,
+            leftovers=self.leftovers,
         )
 
 

@@ -8,7 +8,7 @@ writes the same names again. A unit that is done again loses its record first.
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -119,6 +119,10 @@ class Ledger:
         """Names of the units that have a file in `table`, committed or not."""
         return {n.removesuffix(".parquet") for n in self.folder.names(table) if n.endswith(".parquet")}
 
+    def leftovers(self) -> set[str]:
+        """Names of all parts that stand now, committed or not."""
+        return {part_name(table, unit) for table in (*OUTPUT_TABLES, ERRORS) for unit in self.parts(table)}
+
     def retract(self, unit: str) -> None:
         """Undo a unit's commit; from here on it is to be done again. Its parts stay until they are overwritten."""
         self.folder.delete(record_name(unit))
@@ -141,14 +145,14 @@ class Ledger:
         limited: bool,
         damaged: bool,
         seconds: Mapping[str, float],
-        had_errors: bool,
+        leftovers: Container[str],
     ) -> Record:
         """Write the parts of a unit, then its record.
 
         Args:
             tables: the output tables, with the same rows in the same order.
-            errors: rows of the errors table; with none, no file is written.
-            had_errors: an errors file of this unit may be left over from an attempt that was not committed.
+            errors: rows of the errors table. Of a table without rows no file is written.
+            leftovers: names of parts that stood before the run; one that this attempt does not write is deleted.
 
         Raises:
             AssertionError: the tables do not hold the same samples.
@@ -159,12 +163,12 @@ class Ledger:
         parts = {}
         for name, table in [*tables.items(), (ERRORS, errors)]:
             if table.num_rows == 0:
+                if part_name(name, unit) in leftovers:
+                    self.folder.delete(part_name(name, unit))
                 continue
             data = encode(table, part_metadata(recipe.part(name), unit))
             self.folder.write(part_name(name, unit), data)
             parts[name] = Part(table.num_rows, len(data), hashlib.sha256(data).hexdigest())
-        if had_errors and ERRORS not in parts:
-            self.folder.delete(part_name(ERRORS, unit))
         rows = len(keys[0])
         record = Record(
             unit=unit,

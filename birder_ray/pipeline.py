@@ -18,7 +18,6 @@ from birder_ray.lock import Lock
 from birder_ray.manifest import ModelFacts, Recipe
 from birder_ray.plan import Plan, make_plan, split_name, unit_name
 from birder_ray.progress import Meter, Observer, RunSummary
-from birder_ray.schema import ERRORS
 from birder_ray.sizes import choose_sizes
 from birder_ray.source import count_samples, list_shards
 from birder_ray.storage import Folder, redact
@@ -130,7 +129,7 @@ class _Scoring:
         self.meter.workers = workers
         self.place.begin(self.plan)
         ledger = self.place.ledger
-        collector = Collector(ledger, self.place.recipe, self.place.unit_rows, ledger.parts(ERRORS), self._committed)
+        collector = Collector(ledger, self.place.recipe, self.place.unit_rows, ledger.leftovers(), self._committed)
         self.observer.begin(self.meter)
         try:
             for chunk in chunks:

@@ -98,7 +98,7 @@ def build(folder: Folder, shards: dict[str, int], finish: bool = True, **fields)
 
     units = set(plan.done)
     place.begin(plan)
-    collector = Collector(ledger, recipe, place.unit_rows, ledger.parts("errors"), on_commit)
+    collector = Collector(ledger, recipe, place.unit_rows, ledger.leftovers(), on_commit)
     try:
         for work in plan.work:
             name = work.shard.name

@@ -8,9 +8,10 @@ import pytest
 from birder_ray.commit import SUCCESS, Ledger
 from birder_ray.errors import ConfigError, RunFailed
 from birder_ray.manifest import MANIFEST
+from birder_ray.schema import ERRORS_SCHEMA
 from birder_ray.storage import Folder
 from birder_ray.verify import status, verify
-from tests.built import build
+from tests.built import SCHEMAS, build
 
 SHARDS = {"a.tar": 25, "b.tar": 10, "empty.tar": 0, "cut.tar": 12}
 
@@ -151,3 +152,16 @@ def test_a_full_disk_is_one_plain_line(tmp_path, monkeypatch):
     monkeypatch.setattr(Ledger, "write", lambda self, *a, **k: write(self, "", b""))
     with pytest.raises(RunFailed, match=r"cannot write to .*No space left on device.*run again to resume"):
         build(Folder(str(tmp_path)), {"a.tar": 5, "b.tar": 5})
+
+
+def test_a_redone_unit_without_rows_leaves_no_old_part(tmp_path):
+    """What an earlier attempt wrote, and this one does not, would pass for results."""
+    folder = Folder(str(tmp_path))
+    recipe = build(folder, {"a.tar": 5})
+    ledger = Ledger(folder)
+    (unit,) = ledger.units()
+    ledger.retract(unit)
+    empty = {name: schema.empty_table() for name, schema in SCHEMAS.items()}
+    told = {"end": True, "limited": False, "damaged": False, "seconds": {}}
+    ledger.write(unit, "a.tar", recipe, empty, ERRORS_SCHEMA.empty_table(), leftovers=ledger.leftovers(), **told)
+    assert ledger.leftovers() == set()
