@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 from birder_ray.chunk import Sample
 from birder_ray.config import SourceConfig
-from birder_ray.errors import SampleError
+from birder_ray.errors import SampleError, ShardDamaged
 
 Wanted = Callable[[int], bool]
 """Whether the bytes of the sample at this index are wanted; others are stepped over as cheaply as the format allows."""
@@ -58,6 +60,15 @@ class Format(Protocol):
     def count(self, shard: Shard, config: SourceConfig, at_most: int) -> int:
         """Number of samples, counted no further than `at_most`, without reading images where the format allows."""
         ...
+
+
+def count_intact(samples: Iterator[object], at_most: int) -> int:
+    """How many `samples` come before the end or any damage, counted no further than `at_most`."""
+    counted = 0
+    with suppress(ShardDamaged):
+        for _ in islice(samples, at_most):
+            counted += 1
+    return counted
 
 
 def fingerprint(*facts: object) -> str:

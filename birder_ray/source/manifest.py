@@ -13,7 +13,7 @@ from birder_ray.chunk import Sample
 from birder_ray.config import SourceConfig
 from birder_ray.errors import ConfigError, SampleError, ShardDamaged
 from birder_ray.source import parquet
-from birder_ray.source.base import SEQUENTIAL, Item, Shard, Wanted
+from birder_ray.source.base import SEQUENTIAL, Item, Shard, Wanted, count_intact
 from birder_ray.source.fetch import fetch, prefetch
 from birder_ray.source.resolve import Place, Resolver
 from birder_ray.storage import open_binary, redact
@@ -89,13 +89,7 @@ def count(shard: Shard, config: SourceConfig, at_most: int) -> int:
     """See `Format`. Rows before any damage count."""
     if is_parquet(shard):
         return parquet.count(shard, config, at_most)
-    counted = 0
-    try:
-        for _ in islice(_rows(shard, config), at_most):
-            counted += 1
-    except ShardDamaged:
-        pass
-    return counted
+    return count_intact(_rows(shard, config), at_most)
 
 
 def _fetched(row: tuple[Sample, Place | SampleError]) -> Item:

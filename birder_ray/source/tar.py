@@ -7,13 +7,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby
 from typing import IO, Any, cast
 
 from birder_ray.chunk import Sample
 from birder_ray.config import SourceConfig
 from birder_ray.errors import SampleError, ShardDamaged
-from birder_ray.source.base import IMAGE_SUFFIXES, SEQUENTIAL, Item, Shard, Wanted, hidden
+from birder_ray.source.base import IMAGE_SUFFIXES, SEQUENTIAL, Item, Shard, Wanted, count_intact, hidden
 from birder_ray.storage import open_binary, redact
 
 _STREAM_DAMAGE = (tarfile.ReadError, EOFError, gzip.BadGzipFile, zlib.error)
@@ -44,13 +44,7 @@ def read(shard: Shard, config: SourceConfig, start: int, wanted: Wanted) -> Iter
 
 def count(shard: Shard, config: SourceConfig, at_most: int) -> int:
     """See `Format`. Samples before any damage count."""
-    counted = 0
-    try:
-        for _ in islice(_samples(shard, config), at_most):
-            counted += 1
-    except ShardDamaged:
-        pass
-    return counted
+    return count_intact(_samples(shard, config), at_most)
 
 
 def _samples(shard: Shard, config: SourceConfig) -> Iterator[tuple[Sample, bytes]]:
