@@ -21,12 +21,13 @@ from pathlib import Path
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"
 NETWORK, CLASSES, SIZE = "hgnet_v2_b2", 368, 256
+UNIT_ROWS = 32
 
 SCORE = """
 import json, sys
 from birder_ray import RunConfig, run
 summary = run(RunConfig(**json.loads(sys.argv[1])))
-print(json.dumps({"images_per_s": summary.images_per_s, "utilisation": summary.utilisation, "images": summary.images}))
+print(json.dumps({"images": summary.images}))
 """
 
 FORWARD = """
@@ -77,8 +78,8 @@ def measure(folder: Path, photos: list[Path], told: argparse.Namespace) -> dict[
         arguments = [str(checkpoint), str(threads), str(told.batch_size), "12"]
         for name, memory in {"forward": "kept", "forward, plain malloc": "returned"}.items():
             found[name].append(_json([sys.executable, "-c", FORWARD, *arguments, memory])["images_per_s"])
-        summary, first, wall = score(folder, checkpoint, tars, told.batch_size)
-        found["score"].append(summary["images_per_s"])
+        rate, first, wall = score(folder, checkpoint, tars, told.batch_size)
+        found["score"].append(rate)
         found["first commit (s)"].append(first)
         found["wall (s)"].append(wall)
         if not told.skip_predict:
@@ -109,20 +110,25 @@ def prepare(folder: Path, photos: list[Path], images: int) -> tuple[Path, Path, 
     return checkpoint, tars, flat.parent
 
 
-def score(folder: Path, checkpoint: Path, tars: Path, batch_size: int) -> tuple[dict, float, float]:
-    """Summary of a run of `score`, and seconds from its start to its first commit and to its end."""
+def score(folder: Path, checkpoint: Path, tars: Path, batch_size: int) -> tuple[float, float, float]:
+    """images/s of `score` over the last two thirds of its units, and seconds from its start to its first commit and to its end."""
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     config = {
         "source": str(tars),
         "model": str(checkpoint),
         "destination": str(out),
-        "compute": {"batch_size": batch_size},
+        "compute": {"batch_size": batch_size, "unit_rows": UNIT_ROWS},
     }
     started = time.time()
-    summary = _json([sys.executable, "-c", SCORE, json.dumps(config)])
+    _json([sys.executable, "-c", SCORE, json.dumps(config)])
     wall = time.time() - started
-    return summary, min(f.stat().st_mtime for f in (out / "_commits").iterdir()) - started, wall
+    commits = sorted(
+        (file.stat().st_mtime, json.loads(file.read_text())["rows"]) for file in (out / "_commits").iterdir()
+    )
+    steady = commits[len(commits) // 3 :]  # actors are still being added during the first third
+    rate = sum(rows for _, rows in steady[1:]) / (steady[-1][0] - steady[0][0])
+    return rate, commits[0][0] - started, wall
 
 
 def predict(folder: Path, flat: Path, options: list[str], batch_size: int) -> float:
@@ -160,7 +166,9 @@ def report(found: dict[str, list[float]], told: argparse.Namespace) -> None:
     if "predict: detection features" in middle:
         both = 1 / sum(1 / value for name, value in middle.items() if name.startswith("predict"))
         print(f"| predict: its two runs for the same tables | {both:.1f} | {middle['score'] / both:.2f} x |")
-    print(f"\nfirst commit after {middle['first commit (s)']:.1f} s, whole run {middle['wall (s)']:.1f} s")
+    print(
+        f"\nfirst commit, of {UNIT_ROWS} photos, after {middle['first commit (s)']:.1f} s, whole run {middle['wall (s)']:.1f} s"
+    )
 
 
 if __name__ == "__main__":

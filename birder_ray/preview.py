@@ -76,4 +76,5 @@ def _difference(config: RunConfig, stored: dict[str, Any]) -> str:
 def _this_machine(config: RunConfig) -> Hardware:
     cpus, told = float(os.cpu_count() or 1), config.compute.gpus_per_actor
     gpus = max(1.0, told) if told != "auto" and told else 0.0
-    return Hardware(cpus, gpus, cpus, gpus)
+    memory = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return Hardware(cpus, gpus, cpus, gpus, memory)

@@ -66,8 +66,8 @@ def session(address: str | None) -> Iterator[Hardware]:
             raise ConfigError(f"no Ray cluster answers at {address}; leave out --ray-address to run locally") from None
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus, gpus = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU"))
-        yield Hardware(sum(cpus), sum(gpus), max(cpus), max(gpus))
+        cpus, gpus, memory = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU", "memory"))
+        yield Hardware(sum(cpus), sum(gpus), max(cpus), max(gpus), sum(memory))
     finally:
         if not attached:
             ray.shutdown()
@@ -176,7 +176,7 @@ def stream(
             num_cpus=sizes.inference_cpus,
             num_gpus=sizes.gpus_per_actor,
             compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=sizes.inference_actors, initial_size=sizes.inference_actors
+                min_size=1, max_size=sizes.inference_actors, initial_size=sizes.inference_actors_at_first
             ),
             **arrow | {"batch_size": 1},  # Ray Data insists on a number where there are GPUs; a row is a chunk
         )

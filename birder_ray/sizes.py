@@ -1,15 +1,17 @@
 """How many actors of which size: from what the cluster has, so that read, preprocess and infer always fit at once."""
 
 from dataclasses import dataclass
-from math import floor
+from math import ceil, floor
 
 from birder_ray.config import ComputeConfig
 from birder_ray.errors import ConfigError
 from birder_ray.schema import DECODE, INFER, READ
 
-_CORES_PER_ACTOR = 4
-"""Cores of one inference actor on a machine without GPUs: more threads gain little, more actors cost memory."""
+_BYTES_PER_CPU_ACTOR = 3 * 1024**3
+"""Memory of an inference actor on CPUs: 1 GiB once torch and birder are loaded, 1.3 (HGNet v2 B2) to 2.5 (HieraDet
+Small at 384 px) in batches of 16."""
 
+_CORES_PER_DECODER = 4
 _MOST_READERS = 32
 
 
@@ -18,6 +20,7 @@ class Sizes:
     """What a run starts. `*_cpus` and `gpus_per_actor` are Ray's logical resources, per task or actor.
 
     Args:
+        inference_actors_at_first: Ray Data adds the others once there is work for them.
         chunk_rows: images that travel together. batch_size: images per forward pass, at most `chunk_rows`.
         inference_threads: torch threads of an inference actor.
     """
@@ -29,6 +32,7 @@ class Sizes:
     inference_actors: int
     inference_cpus: float
     gpus_per_actor: float
+    inference_actors_at_first: int
     inference_threads: int
     batch_size: int
     chunk_rows: int
@@ -41,19 +45,22 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a cluster has, in Ray's logical resources: in all, and on its largest node."""
+    """What a cluster has, in Ray's logical resources: in all, and on its largest node; memory in bytes, in all."""
 
     cpus: float
-    gpus: float = 0.0
-    node_cpus: float = 0.0
-    node_gpus: float = 0.0
+    gpus: float
+    node_cpus: float
+    node_gpus: float
+    memory: float
 
 
 def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int) -> Sizes:
     """Sizes for a cluster and a job of `tasks` read tasks.
 
     An eighth of the cores is the readers'. With GPUs the rest decodes, but for a core per GPU; without, six eighths
-    compute and one decodes. Whatever number of actors is asked for shares its part.
+    compute and one decodes, and every core gets an inference actor of its own as far as the memory goes: threads of one
+    actor wait for one another after each layer, and for whatever takes a core from one of them. Whatever number of
+    actors is asked for shares its part.
 
     Raises:
         ConfigError: an inference actor asks for more GPUs than any node has.
@@ -72,15 +79,16 @@ def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int) -> Size
         inference_part = min(float(inference), cpus / 4)
         preprocess_part = cpus * 7 / 8 - inference_part
         preprocess = max(1, floor(preprocess_part))
-        batch_size, chunk_rows = 128, 128
+        usual_batch = 128
     else:
-        inference = preprocess = max(1, floor(cpus / _CORES_PER_ACTOR))
+        inference = max(1, floor(min(cpus, hardware.memory / _BYTES_PER_CPU_ACTOR)))
+        preprocess = max(1, floor(cpus / _CORES_PER_DECODER))
         inference_part, preprocess_part = cpus * 6 / 8, cpus / 8
-        batch_size, chunk_rows = 16, 32
+        usual_batch = 16
     inference = inference if compute.inference_actors == "auto" else compute.inference_actors
     preprocess = preprocess if compute.preprocess_actors == "auto" else compute.preprocess_actors
-    batch_size = batch_size if compute.batch_size == "auto" else compute.batch_size
-    readers = max(1, min(tasks, 2 * preprocess if cpus >= _CORES_PER_ACTOR else 1, _MOST_READERS))
+    batch_size = usual_batch if compute.batch_size == "auto" else compute.batch_size
+    readers = max(1, min(tasks, 2 * preprocess if cpus >= _CORES_PER_DECODER else 1, _MOST_READERS))
     return Sizes(
         readers=readers,
         reader_cpus=min(0.25, _share(cpus / 8, readers)),
@@ -88,10 +96,12 @@ def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int) -> Size
         preprocess_cpus=min(1.0, _share(preprocess_part, preprocess)),
         inference_actors=inference,
         inference_cpus=min(_share(inference_part, inference), _share(hardware.node_cpus * 6 / 8, 1)),
+        # On CPUs, actors that all load at once keep one another, and the other steps, from starting
+        inference_actors_at_first=inference if gpus_per_actor else ceil(inference / 2),
         gpus_per_actor=gpus_per_actor,
         inference_threads=max(1, floor((inference_part if gpus_per_actor else cpus) / inference)),
         batch_size=batch_size,
-        chunk_rows=max(chunk_rows, batch_size),
+        chunk_rows=max(usual_batch, batch_size),
     )
 
 

@@ -50,7 +50,7 @@ def chance(monkeypatch):
 
     @contextmanager
     def session(address):
-        yield Hardware(2, 0, 2, 0)
+        yield Hardware(2, 0, 2, 0, 16 * 1024**3)
 
     monkeypatch.setattr(pipeline.runtime, "stream", stream)
     monkeypatch.setattr(pipeline.runtime, "session", session)

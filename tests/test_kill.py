@@ -19,7 +19,7 @@ from tests.results import assert_same, table
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-IMAGES, SHARDS, UNIT = 40, 4, 4
+IMAGES, SHARDS, UNIT = 80, 4, 4
 SEED = int(os.environ.get("BIRDER_RAY_SEED", "7"))
 
 DRIVER = """
@@ -134,7 +134,7 @@ def _check(data: dict, folder: Folder) -> None:
 
 
 def _kill_drivers(data: dict, folder: Folder, times: int, name: str) -> None:
-    """Kill the driver at `times` random instants: half of them anywhere, half soon after a commit."""
+    """Kill the driver at `times` random instants: three in ten while it starts, the others soon after a commit."""
     chance = random.Random(SEED)
     config, temporary = _config(data, folder.url, folder.options), _temporary(name)
     killed = 0
@@ -142,12 +142,16 @@ def _kill_drivers(data: dict, folder: Folder, times: int, name: str) -> None:
         before = len(folder.names(COMMITS))
         run = Run(config, temporary)
         try:
-            alive = _wait(run, folder, before + 1) if chance.random() < 0.7 else True
-            time.sleep(chance.uniform(0, 0.4) if alive and before else chance.uniform(0, 6))
+            if chance.random() < 0.7:
+                _wait(run, folder, before + 1)
+                time.sleep(chance.uniform(0, 0.15))
+            else:
+                time.sleep(chance.uniform(0, 6))
             killed += run.process.poll() is None
         finally:
             run.end()
-    assert killed >= times // 2, "the runs must not be over before they are killed"
+    assert killed == times, "the runs must not be over before they are killed"
+    assert 0 < len(folder.names(COMMITS)) < SHARDS * IMAGES // UNIT
     _finish(config, temporary)
     _check(data, folder)
 

@@ -9,15 +9,15 @@ from birder_ray.errors import ConfigError
 from birder_ray.sizes import Hardware, choose_sizes
 
 MACHINES = [(1, 0), (2, 0), (3, 0), (4, 0), (16, 0), (96, 0), (1, 1), (2, 1), (4, 1), (16, 1), (96, 8), (7, 3)]
+GIB = 1024**3
 WISHES = [{}, {"inference_actors": 3}, {"preprocess_actors": 5}, {"batch_size": 400}, {"gpus_per_actor": 0.5}]
 
 
-@pytest.mark.parametrize(("machine", "wish"), itertools.product(MACHINES, WISHES))
+@pytest.mark.parametrize(("machine", "wish"), list(itertools.product(MACHINES, WISHES)))
 def test_everything_fits(machine, wish):
     cpus, gpus = machine
-    sizes = choose_sizes(
-        Hardware(cpus, gpus, cpus, max(gpus, wish.get("gpus_per_actor", 0))), ComputeConfig(**wish), tasks=1000
-    )
+    hardware = Hardware(cpus, gpus, cpus, max(gpus, wish.get("gpus_per_actor", 0)), cpus * 4 * GIB)
+    sizes = choose_sizes(hardware, ComputeConfig(**wish), tasks=1000)
     used = (
         sizes.readers * sizes.reader_cpus
         + sizes.preprocess_actors * sizes.preprocess_cpus
@@ -31,24 +31,31 @@ def test_everything_fits(machine, wish):
     assert sizes.batch_size <= sizes.chunk_rows
 
 
-@pytest.mark.parametrize(("gpus", "wish", "actors"), [(4, {}, 4), (1, {"gpus_per_actor": 0.25}, 4), (0, {}, 4)])
-def test_one_inference_actor_per_gpu_share_or_four_cores(gpus, wish, actors):
-    assert choose_sizes(Hardware(16, gpus, 16, gpus), ComputeConfig(**wish), 10).inference_actors == actors
+@pytest.mark.parametrize(("gpus", "wish", "actors"), [(4, {}, 4), (1, {"gpus_per_actor": 0.25}, 4), (0, {}, 16)])
+def test_one_inference_actor_per_gpu_share_or_core(gpus, wish, actors):
+    sizes = choose_sizes(Hardware(16, gpus, 16, gpus, 64 * GIB), ComputeConfig(**wish), 10)
+    assert (sizes.inference_actors, sizes.inference_threads) == (actors, 1)
+
+
+@pytest.mark.parametrize(("gib", "actors", "threads"), [(1, 1, 8), (7, 2, 4), (13, 4, 2), (64, 8, 1)])
+def test_little_memory_makes_fewer_actors_of_more_threads(gib, actors, threads):
+    sizes = choose_sizes(Hardware(8, 0, 8, 0, gib * GIB), ComputeConfig(), 10)
+    assert (sizes.inference_actors, sizes.inference_threads) == (actors, threads)
 
 
 def test_no_more_readers_than_tasks():
-    assert choose_sizes(Hardware(64, 8, 64, 8), ComputeConfig(), tasks=3).readers == 3
+    assert choose_sizes(Hardware(64, 8, 64, 8, 256 * GIB), ComputeConfig(), tasks=3).readers == 3
 
 
 def test_no_actor_outgrows_the_largest_node():
-    sizes = choose_sizes(Hardware(20, 0, 2, 0), ComputeConfig(), tasks=100)
+    sizes = choose_sizes(Hardware(20, 0, 2, 0, 80 * GIB), ComputeConfig(), tasks=100)
     assert max(sizes.inference_cpus, sizes.preprocess_cpus, sizes.reader_cpus) <= 2
 
 
 @pytest.mark.parametrize("share", [1, 2, 0.5])
 def test_gpus_that_no_node_has_are_refused(share):
     with pytest.raises(ConfigError, match="gpus_per_actor"):
-        choose_sizes(Hardware(20, 0, 2, 0), ComputeConfig(gpus_per_actor=share), tasks=100)
+        choose_sizes(Hardware(20, 0, 2, 0, 80 * GIB), ComputeConfig(gpus_per_actor=share), tasks=100)
 
 
 def test_one_and_a_half_gpus_are_refused():
