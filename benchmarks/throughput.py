@@ -111,7 +111,7 @@ def prepare(folder: Path, photos: list[Path], images: int) -> tuple[Path, Path, 
 
 
 def score(folder: Path, checkpoint: Path, tars: Path, batch_size: int) -> tuple[float, float, float]:
-    """images/s of `score` over the last two thirds of its units, and seconds from its start to its first commit and to its end."""
+    """images/s over the last two thirds of the units; seconds from the start to the first commit, and to the end."""
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     config = {
@@ -166,9 +166,8 @@ def report(found: dict[str, list[float]], told: argparse.Namespace) -> None:
     if "predict: detection features" in middle:
         both = 1 / sum(1 / value for name, value in middle.items() if name.startswith("predict"))
         print(f"| predict: its two runs for the same tables | {both:.1f} | {middle['score'] / both:.2f} x |")
-    print(
-        f"\nfirst commit, of {UNIT_ROWS} photos, after {middle['first commit (s)']:.1f} s, whole run {middle['wall (s)']:.1f} s"
-    )
+    first, wall = middle["first commit (s)"], middle["wall (s)"]
+    print(f"\nfirst commit, of {UNIT_ROWS} photos, after {first:.1f} s, whole run {wall:.1f} s")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from birder_ray.errors import ConfigError
+from birder_ray.folder import Folder
 from birder_ray.manifest import Recipe, now
 from birder_ray.schema import ERRORS, OUTPUT_TABLES, part_metadata
-from birder_ray.storage import Folder
 
 COMMITS = "_commits"
 SUCCESS = "_SUCCESS"

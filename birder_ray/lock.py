@@ -9,7 +9,8 @@ import uuid
 from datetime import UTC, datetime
 
 from birder_ray.errors import LockHeld
-from birder_ray.storage import Folder, redact
+from birder_ray.folder import Folder
+from birder_ray.storage import redact
 
 LOCK = "_lock.json"
 BEAT_S = 10.0

@@ -11,8 +11,9 @@ from typing import Any
 
 from birder_ray.config import RunConfig
 from birder_ray.errors import ConfigError
+from birder_ray.folder import Folder
 from birder_ray.schema import ERRORS, SCHEMA_VERSION
-from birder_ray.storage import Folder, redact
+from birder_ray.storage import redact
 
 MANIFEST = "manifest.json"
 _KEYS = {"schema_version", "recipe", "model", "unit_rows", "config", "inputs", "totals"}

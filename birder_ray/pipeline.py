@@ -14,13 +14,14 @@ from birder_ray.commit import SUCCESS, Ledger, Record
 from birder_ray.config import RunConfig
 from birder_ray.destination import Destination, Totals
 from birder_ray.errors import RunFailed
+from birder_ray.folder import Folder
 from birder_ray.lock import Lock
 from birder_ray.manifest import ModelFacts, Recipe
 from birder_ray.plan import Plan, make_plan, split_name, unit_name
 from birder_ray.progress import Meter, Observer, RunSummary
 from birder_ray.sizes import choose_sizes
 from birder_ray.source import count_samples, list_shards
-from birder_ray.storage import Folder, redact
+from birder_ray.storage import redact
 
 if TYPE_CHECKING:  # torch takes seconds to import, and is imported while Ray starts
     from birder_ray.preprocess import InputSpec

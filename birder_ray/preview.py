@@ -7,10 +7,10 @@ from typing import Any
 from birder_ray import manifest as manifests
 from birder_ray.commit import Ledger
 from birder_ray.config import RunConfig
+from birder_ray.folder import Folder
 from birder_ray.plan import make_plan
 from birder_ray.sizes import Hardware, Sizes, choose_sizes
 from birder_ray.source import count_samples, list_shards
-from birder_ray.storage import Folder
 
 
 @dataclass(frozen=True)

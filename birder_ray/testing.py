@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from birder_ray.storage import Folder
+from birder_ray.folder import Folder
 
 
 class Truth(NamedTuple):

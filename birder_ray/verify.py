@@ -19,10 +19,11 @@ from birder_ray import manifest as manifests
 from birder_ray.commit import CLASSES, SUCCESS, Ledger, Record, part_name
 from birder_ray.destination import Totals
 from birder_ray.errors import ConfigError, VerifyFailed
+from birder_ray.folder import Folder
 from birder_ray.manifest import Recipe
 from birder_ray.plan import split_name
 from birder_ray.schema import ERRORS, KEY_FIELDS, OUTPUT_TABLES, WHOLE_SHARD, part_metadata
-from birder_ray.storage import Folder, redact
+from birder_ray.storage import redact
 
 _THREADS = 8
 _KEYS = pa.schema(KEY_FIELDS)

@@ -16,7 +16,8 @@ import torch
 from filelock import FileLock
 
 from birder_ray.errors import ConfigError
-from birder_ray.storage import filesystem, is_local, join, redact, retry
+from birder_ray.retries import retry
+from birder_ray.storage import filesystem, is_local, join, redact
 
 SUFFIXES = (".pt", ".safetensors")
 

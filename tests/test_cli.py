@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from birder_ray.cli import app, main
-from birder_ray.storage import Folder
+from birder_ray.folder import Folder
 from birder_ray.testing import make_shards, tiny_checkpoint
 from tests.built import build
 

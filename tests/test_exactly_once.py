@@ -7,9 +7,9 @@ import pytest
 
 from birder_ray.commit import SUCCESS, Ledger
 from birder_ray.errors import ConfigError, RunFailed
+from birder_ray.folder import Folder
 from birder_ray.manifest import MANIFEST
 from birder_ray.schema import ERRORS_SCHEMA
-from birder_ray.storage import Folder
 from birder_ray.verify import status, verify
 from tests.built import SCHEMAS, build
 

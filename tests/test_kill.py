@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from birder_ray.commit import COMMITS, SUCCESS
-from birder_ray.storage import Folder
+from birder_ray.folder import Folder
 from birder_ray.testing import make_shards, tiny_checkpoint
 from birder_ray.verify import verify
 from tests.results import assert_same, table

@@ -11,8 +11,8 @@ import pytest
 
 from birder_ray import lock as locks
 from birder_ray.errors import LockHeld
+from birder_ray.folder import Folder
 from birder_ray.lock import LOCK, Lock
-from birder_ray.storage import Folder
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -54,7 +54,7 @@ def test_one_of_many_wins(folder):
 
 def test_a_dead_process_of_this_machine_is_taken_over_at_once(tmp_path):
     script = (
-        f"import os; from birder_ray.lock import Lock; from birder_ray.storage import Folder\n"
+        f"import os; from birder_ray.lock import Lock; from birder_ray.folder import Folder\n"
         f"Lock(Folder({str(tmp_path)!r})).__enter__(); os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9

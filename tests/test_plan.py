@@ -3,9 +3,9 @@
 import pytest
 
 from birder_ray.commit import Ledger, Part, Record, record_name
+from birder_ray.folder import Folder
 from birder_ray.plan import UNITS_PER_TASK, make_plan, unit_name, unit_prefix
 from birder_ray.source.base import Shard
-from birder_ray.storage import Folder
 
 ROWS = 10
 

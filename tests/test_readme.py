@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from birder_ray.cli import app
-from birder_ray.storage import Folder
+from birder_ray.folder import Folder
 from tests.built import build
 
 ROOT = Path(__file__).resolve().parents[1]

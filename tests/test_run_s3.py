@@ -4,8 +4,8 @@ import pytest
 
 from birder_ray import ConfigError, LockHeld, RunConfig, run
 from birder_ray.commit import COMMITS
+from birder_ray.folder import Folder
 from birder_ray.lock import Lock
-from birder_ray.storage import Folder
 from birder_ray.testing import make_shards
 from birder_ray.verify import status, verify
 from tests.results import table

@@ -12,9 +12,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from birder_ray import storage
+from birder_ray import retries
 from birder_ray.errors import ConfigError
-from birder_ray.storage import Folder, filesystem, is_local, is_transient, join, open_binary, redact, retry
+from birder_ray.folder import Folder
+from birder_ray.retries import is_transient, retry
+from birder_ray.storage import filesystem, is_local, join, open_binary, redact
 
 S3 = pytest.mark.s3
 
@@ -33,7 +35,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waited: list[float] = []
-    monkeypatch.setattr(storage.time, "sleep", waited.append)
+    monkeypatch.setattr(retries.time, "sleep", waited.append)
     return waited
 
 

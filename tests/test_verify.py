@@ -10,7 +10,7 @@ import pytest
 
 from birder_ray.commit import Ledger, encode, part_name, record_name
 from birder_ray.errors import ConfigError, VerifyFailed
-from birder_ray.storage import Folder
+from birder_ray.folder import Folder
 from birder_ray.verify import status, verify
 from tests.built import build
 

@@ -53,7 +53,7 @@ class Format(Protocol):
 
         Raises:
             ShardDamaged: the shard cannot be read further.
-            Exception: anything that `storage.is_transient` accepts; the caller opens again at the next index.
+            Exception: anything that `retries.is_transient` accepts; the caller opens again at the next index.
         """
         ...
 

@@ -9,7 +9,8 @@ from typing import TypeVar
 import fsspec
 
 from birder_ray.errors import SampleError
-from birder_ray.storage import redact, retry
+from birder_ray.retries import retry
+from birder_ray.storage import redact
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -14,9 +14,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from birder_ray.config import StorageOptions
 from birder_ray.errors import ConfigError
+from birder_ray.retries import retry
 from birder_ray.source.base import fingerprint, hidden
 from birder_ray.source.fetch import failure, prefetch, reason
-from birder_ray.storage import filesystem, is_local, redact, retry
+from birder_ray.storage import filesystem, is_local, redact
 
 _VERSION_KEYS = (
     "ETag", "etag", "md5Hash", "content_md5", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified",

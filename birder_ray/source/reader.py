@@ -5,10 +5,11 @@ from typing import TypeVar
 
 from birder_ray.config import SourceConfig
 from birder_ray.errors import BirderRayError, RunFailed, ShardDamaged
+from birder_ray.retries import retry
 from birder_ray.source import images, manifest, parquet, tar
 from birder_ray.source.base import Format, Item, Shard, Wanted
 from birder_ray.source.fetch import failure, reason
-from birder_ray.storage import redact, retry
+from birder_ray.storage import redact
 
 T = TypeVar("T")
 
