@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from birder_ray.chunk import Chunk
 from birder_ray.commit import Ledger, Record
-from birder_ray.errors import RunFailed
+from birder_ray.errors import BirderRayError, RunFailed
 from birder_ray.manifest import Recipe
 from birder_ray.schema import ERRORS_SCHEMA, WHOLE_SHARD
 from birder_ray.storage import redact
@@ -60,7 +60,7 @@ class Collector:
         """Take a scored chunk; commits its unit if that is complete.
 
         Raises:
-            RunFailed: the destination cannot be written.
+            RunFailed: the destination cannot be written. LockHeld: it has another owner.
         """
         unit = self.pending.setdefault(chunk.unit, _Pending())
         if not unit.add(chunk):
@@ -83,7 +83,7 @@ class Collector:
         while self.writing and (len(self.writing) > at_most or self.writing[0].done()):
             try:
                 record = self.writing.pop(0).result()
-            except AssertionError:
+            except (AssertionError, BirderRayError):
                 raise
             except Exception as error:  # every filesystem has exceptions of its own
                 where = redact(self.ledger.folder.url)

@@ -3,12 +3,15 @@
 Order of writes for a unit, each whole or not at all, under names that depend only on the unit: its parts, then its
 record. A crash anywhere leaves either a record whose parts are all there, or no record, and then the same command
 writes the same names again. A unit that is done again loses its record first.
+
+Every one of these writes creates its file, or replaces the very version that stood there while the lock was still ours:
+a run that was paused, lost its lock and woke up again cannot write over what the new owner wrote.
 """
 
 import hashlib
 import re
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from birder_ray.errors import ConfigError
-from birder_ray.folder import Folder
+from birder_ray.errors import ConfigError, RunFailed
+from birder_ray.folder import Folder, to_json
 from birder_ray.manifest import Recipe, now
 from birder_ray.schema import ERRORS, OUTPUT_TABLES, part_metadata
 
@@ -26,6 +29,7 @@ SUCCESS = "_SUCCESS"
 CLASSES = "classes.parquet"
 _DICTIONARY_COLUMNS = ["shard", "label", "prediction", "top_classes.list.element", "step", "error_type"]
 _READERS = 32
+_ATTEMPTS = 5
 _RECORD = re.compile(r"(.+-[0-9a-f]{12}-\d{6,})\.json")
 
 
@@ -90,10 +94,15 @@ def encode(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
 
 
 class Ledger:
-    """The commits of one destination."""
+    """The commits of one destination.
 
-    def __init__(self, folder: Folder):
+    Args:
+        fence: raises where the destination has another owner by now.
+    """
+
+    def __init__(self, folder: Folder, fence: Callable[[], None] = lambda: None):
         self.folder = folder
+        self.fence = fence
 
     def units(self) -> set[str]:
         """Names of the units that are done; files that are no commits of ours are left out."""
@@ -155,7 +164,7 @@ class Ledger:
             leftovers: names of parts that stood before the run; one that this attempt does not write is deleted.
 
         Raises:
-            AssertionError: the tables do not hold the same samples.
+            AssertionError: the tables do not hold the same samples. LockHeld: the destination has another owner.
         """
         started = time.perf_counter()
         keys = [table.column("sample") for table in tables.values()]
@@ -167,7 +176,7 @@ class Ledger:
                     self.folder.delete(part_name(name, unit))
                 continue
             data = encode(table, part_metadata(recipe.part(name), unit))
-            self.folder.write(part_name(name, unit), data)
+            self._put(part_name(name, unit), data, unit)
             parts[name] = Part(table.num_rows, len(data), hashlib.sha256(data).hexdigest())
         rows = len(keys[0])
         record = Record(
@@ -184,5 +193,20 @@ class Ledger:
             seconds={**seconds, "write": time.perf_counter() - started},
             finished=now(),
         )
-        self.folder.write_json(record_name(unit), asdict(record))
+        self.fence()
+        self._put(record_name(unit), to_json(asdict(record)), unit)
         return record
+
+    def _put(self, name: str, data: bytes, unit: str) -> None:
+        """Write a file of `unit`. What stands there is of an attempt that a crash, or a new owner, cut short."""
+        for _ in range(_ATTEMPTS):
+            if self.folder.create(name, data):
+                return
+            # Looked at before the fence: whoever owns the lock later writes other versions
+            version, late = self.folder.version(name), self.folder.exists(record_name(unit))
+            self.fence()
+            if late:  # that attempt came to its record after all, which is about to be no longer true
+                self.retract(unit)
+            if version is not None and self.folder.replace(name, data, version):
+                return
+        raise RunFailed(f"{name}: another process keeps writing it")

@@ -1,9 +1,17 @@
-"""A destination folder: whole-object writes under fixed names, on a local disk or an object store."""
+"""A destination folder: whole-object writes under fixed names, on a local disk or an object store.
 
+`create` and `replace` are what exclusion is built on: writes that happen only if nobody else has written. Conditional
+requests decide on S3 (`If-None-Match`, `If-Match`); on a local disk a lock on the folder, for as long as one rename
+takes. Other object stores compare before they write, which leaves a moment in between.
+"""
+
+import fcntl
 import json
 import os
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -13,8 +21,19 @@ from birder_ray.retries import http_status, retry
 from birder_ray.storage import filesystem, redact
 
 
+_ONE_PUT_BYTES = 2 * 2**30
+"""Up to here s3fs is told to write with one conditional PUT; above, in parts."""
+
+_RENAME_S = 10.0
+"""A rename takes no longer, unless the process that is at it is stopped."""
+
+
 class Folder:
-    """A destination folder: whole-object writes under fixed names, on a local disk or an object store."""
+    """Files of a destination.
+
+    Args:
+        url: local path or fsspec URL. options: fsspec's.
+    """
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None):
         bare = url.rstrip("/")
@@ -23,6 +42,7 @@ class Folder:
         self.fs, self.path = filesystem(self.url, self.options)
         self.path = self.path.rstrip("/")
         self.local = isinstance(self.fs, LocalFileSystem)
+        self._s3 = "s3" in ((self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol)
 
     def check(self) -> None:
         """Look whether the folder can be used at all.
@@ -58,19 +78,8 @@ class Folder:
         if not self.local:
             retry(lambda: self.fs.pipe_file(self.at(name), data))
             return
-        target = self.at(name)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        temporary = f"{target}.{uuid.uuid4().hex}.tmp"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
+        with self._written(name, data) as temporary:
+            os.replace(temporary, self.at(name))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write `name` only if it does not exist; whether it was written. One of many racing callers wins.
@@ -78,21 +87,50 @@ class Folder:
         `data` must be the caller's own (a token in it): a write whose answer was lost is recognised by it.
         """
         if self.local:
-            target = self.at(name)
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            temporary = f"{target}.{uuid.uuid4().hex}.tmp"
-            with open(temporary, "wb") as file:
-                file.write(data)
-            try:
-                os.link(temporary, target)  # unlike O_EXCL, the name appears with its content
-                return True
-            except FileExistsError:
-                return False
-            finally:
-                os.unlink(temporary)
+            with self._written(name, data) as temporary:
+                try:
+                    os.link(temporary, self.at(name))  # unlike O_EXCL, the name appears with its content
+                    return True
+                except FileExistsError:
+                    return False
+        return self._put_if(name, data, mode="create")
+
+    def version(self, name: str) -> str | None:
+        """What `replace` wants to know; changes with every write. None: there is no such file."""
         try:
-            retry(lambda: self.fs.pipe_file(self.at(name), data, mode="create"))
+            if self.local:
+                found = os.stat(self.at(name))
+                return f"{found.st_ino} {found.st_mtime_ns} {found.st_size}"
+            fresh = {"refresh": True} if self._s3 else {}
+            entry = retry(lambda: self.fs.info(self.at(name), **fresh))
+        except FileNotFoundError:
+            return None
+        facts = (entry.get(fact) for fact in ("ETag", "etag", "mtime", "created", "size"))
+        return str(next(fact for fact in facts if fact is not None))
+
+    def replace(self, name: str, data: bytes, version: str) -> bool:
+        """Write `name` only if it is still at `version`; whether it was written. `data` as for `create`."""
+        if self.local:
+            with self._written(name, data) as temporary, self._alone():
+                if self.version(name) != version:
+                    return False
+                os.replace(temporary, self.at(name))
+                return True
+        if self._s3:
+            return self._put_if(name, data, IfMatch=version)
+        if self.version(name) != version:
+            return False
+        self.write(name, data)
+        return True
+
+    def _put_if(self, name: str, data: bytes, **condition: Any) -> bool:
+        if self._s3:
+            condition["chunksize"] = _ONE_PUT_BYTES
+        try:
+            retry(lambda: self.fs.pipe_file(self.at(name), data, **condition))
             return True
+        except FileNotFoundError:  # deleted meanwhile, where it was to be replaced
+            return False
         except OSError as error:
             # an S3 server that does not say which condition failed makes s3fs raise a plain OSError
             if not isinstance(error, FileExistsError) and http_status(error) != 412:
@@ -101,6 +139,40 @@ class Folder:
             return self.read(name) == data
         except FileNotFoundError:  # deleted meanwhile
             return False
+
+    @contextmanager
+    def _written(self, name: str, data: bytes) -> Iterator[str]:
+        """A temporary file that holds `data`, on the disk, beside `name`."""
+        target = self.at(name)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        temporary = f"{target}.{uuid.uuid4().hex}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process replaces anything in this folder meanwhile. Raises TimeoutError."""
+        deadline = time.monotonic() + _RENAME_S
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            while True:
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"{self.path}: a process that holds it is stopped; end that") from None
+                    time.sleep(0.01)
+            yield
+        finally:
+            os.close(folder)
 
     def read(self, name: str) -> bytes:
         """All bytes of `name`. Raises FileNotFoundError."""
@@ -134,8 +206,13 @@ class Folder:
                 os.unlink(entry.path)
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write(name, json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False).encode())
+        self.write(name, to_json(value))
 
     def read_json(self, name: str) -> Any:
         """Raises FileNotFoundError, or ValueError where the file is no JSON."""
         return json.loads(self.read(name))
+
+
+def to_json(value: Any) -> bytes:
+    """`value` as JSON that people can read."""
+    return json.dumps(value, indent=1, ensure_ascii=False).encode()

@@ -15,7 +15,6 @@ from birder_ray.storage import redact
 LOCK = "_lock.json"
 BEAT_S = 10.0
 STALE_S = 60.0
-_SETTLE_S = 0.5
 _NOBODY = {
     "token": "",
     "host": "nobody: the lock was damaged",
@@ -45,15 +44,10 @@ class Lock:
 
     def __enter__(self) -> "Lock":
         for _ in range(3):
-            if self.folder.create(LOCK, self._content()):
+            if self.folder.create(LOCK, self._content()) or self._take_over():
                 break
-            self._take_over()
         else:
-            raise LockHeld(self._same_moment())
-        if self.taken_from is not None:
-            time.sleep(_SETTLE_S)  # another who saw the same stale lock may have deleted ours for it
-            if self._owner().get("token") != self.token:
-                raise LockHeld(self._same_moment())
+            raise LockHeld(f"{redact(self.folder.url)}: another run took the lock at the same moment; try again")
         self._thread.start()
         return self
 
@@ -73,9 +67,6 @@ class Lock:
         }
         return json.dumps(owner).encode()
 
-    def _same_moment(self) -> str:
-        return f"{redact(self.folder.url)}: another run took the lock at the same moment; try again"
-
     def _owner(self) -> dict[str, str]:
         try:
             owner = self.folder.read_json(LOCK)
@@ -89,21 +80,25 @@ class Lock:
         except (TypeError, KeyError, ValueError):
             return _NOBODY
 
-    def _take_over(self) -> None:
-        owner = self._owner()
-        if not owner:
-            return  # let go of meanwhile
+    def _take_over(self) -> bool:
+        """Whether the lock is ours now. Raises LockHeld where its owner is alive."""
+        version, owner = self.folder.version(LOCK), self._owner()
+        if version is None or not owner:
+            return False  # let go of meanwhile
         who = f"{owner['host']} (pid {owner['pid']})"
         age = time.time() - datetime.fromisoformat(owner["time"]).timestamp()
         here = owner["host"] == socket.gethostname() and owner["boot"] == _boot()
         gone = owner is _NOBODY or (here and not _alive(int(owner["pid"])))
-        if not gone and (age < STALE_S or self._beats(owner)):
+        # By a clock that is ahead of ours it was seen in the future: only its heart tells
+        if not gone and (0 <= age < STALE_S or self._beats(owner)):
             raise LockHeld(
                 f"{redact(self.folder.url)} is being written by another run on {who}, last seen {age:.0f} s ago; "
                 f"wait for it, stop it, or choose another --output (a dead run's lock lapses after {STALE_S:.0f} s)"
             )
+        if not self.folder.replace(LOCK, self._content(), version):
+            return False
         self.taken_from = who
-        self.folder.delete(LOCK)
+        return True
 
     def _beats(self, owner: dict[str, str]) -> bool:
         """Whether a lock that looks old is alive all the same: its owner's clock may be slow."""
@@ -118,10 +113,11 @@ class Lock:
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
             try:
-                if self._owner().get("token") != self.token:
+                version = self.folder.version(LOCK)
+                if version is None or self._owner().get("token") != self.token:
                     self.lost = True
                     return
-                self.folder.write(LOCK, self._content())
+                self.folder.replace(LOCK, self._content(), version)
             except Exception:
                 continue  # storage is away for a moment, with an exception of its own kind; the next beat tells
 

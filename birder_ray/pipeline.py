@@ -47,9 +47,9 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunSummary:
     started = time.perf_counter()
     folder = Folder(config.destination, config.destination_options)
     folder.check()
-    ledger = Ledger(folder)
     with ExitStack() as stack:
         lock = stack.enter_context(Lock(folder))
+        ledger = Ledger(folder, lock.check)
         if lock.taken_from:
             observer.notice(f"took over from a run that is gone: {lock.taken_from}")
         shards = list_shards(config.source)

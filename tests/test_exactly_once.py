@@ -32,7 +32,7 @@ class MortalFolder(Folder):
         if self.left < 0:
             raise Died
 
-    def write(self, name: str, data: bytes) -> None:
+    def _dies_writing(self, name: str, data: bytes) -> None:
         try:
             self._count()
         except Died:
@@ -41,7 +41,18 @@ class MortalFolder(Folder):
                 with open(self.at(name) + ".abc.tmp", "wb") as file:
                     file.write(data[: len(data) // 2])
             raise
+
+    def write(self, name: str, data: bytes) -> None:
+        self._dies_writing(name, data)
         super().write(name, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        self._dies_writing(name, data)
+        return super().create(name, data)
+
+    def replace(self, name: str, data: bytes, version: str) -> bool:
+        self._dies_writing(name, data)
+        return super().replace(name, data, version)
 
     def delete(self, name: str) -> None:
         self._count()

@@ -78,21 +78,41 @@ def test_another_machine_is_believed_while_its_heart_beats(folder, age_s, held, 
             assert lock.taken_from == "elsewhere (pid 1)"
 
 
-def test_of_two_that_take_over_the_same_lock_one_gives_in(folder, monkeypatch):
-    """The other deletes our new lock for the stale one it saw, just after we made it."""
+@pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.s3)])
+def test_of_many_that_take_over_the_same_lock_one_wins(where, tmp_path, request, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT_S", 0.05)
+    s3 = request.getfixturevalue("seaweed") if where == "s3" else None
     seen = datetime.now(UTC) - timedelta(seconds=locks.STALE_S + 1)
     stale = {"token": "t", "host": "elsewhere", "pid": 1, "boot": "b", "time": seen.isoformat()}
-    folder.write(LOCK, json.dumps(stale).encode())
+    folders = [Folder(f"{s3.url}/out", s3.options) if s3 else Folder(str(tmp_path)) for _ in range(8)]
+    folders[0].write(LOCK, json.dumps(stale).encode())
+    barrier, entered, refused = threading.Barrier(len(folders)), [], []
 
-    def sleep(seconds):
-        if folder.exists(LOCK) and folder.read_json(LOCK) == stale:
-            return
-        folder.write(LOCK, json.dumps({**folder.read_json(LOCK), "token": "the other"}).encode())
+    def compete(folder):
+        barrier.wait()
+        try:
+            entered.append(Lock(folder).__enter__())
+        except LockHeld:
+            refused.append(1)
 
-    monkeypatch.setattr(locks.time, "sleep", sleep)
-    with pytest.raises(LockHeld, match="at the same moment"), Lock(folder):
-        pass
-    assert folder.read_json(LOCK)["token"] == "the other"
+    threads = [threading.Thread(target=compete, args=(folder,)) for folder in folders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(entered), len(refused)) == (1, 7)
+    entered[0].check()
+    entered[0].__exit__()
+    assert not folders[0].exists(LOCK)
+
+
+def test_a_lock_from_the_future_is_dead_unless_its_heart_beats(folder, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT_S", 0.05)
+    seen = datetime.now(UTC) + timedelta(days=1)
+    owner = {"token": "t", "host": "elsewhere", "pid": 1, "boot": "b", "time": seen.isoformat()}
+    folder.write(LOCK, json.dumps(owner).encode())
+    with Lock(folder) as lock:
+        assert lock.taken_from == "elsewhere (pid 1)"
 
 
 def test_a_slow_clock_is_no_death(folder, monkeypatch):

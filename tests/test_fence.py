@@ -1,0 +1,103 @@
+"""A run that was paused, lost its lock and wakes up again cannot write over what the new owner wrote."""
+
+import hashlib
+
+import pyarrow as pa
+import pytest
+
+from birder_ray import folder as folders
+from birder_ray.commit import Ledger, part_name
+from birder_ray.errors import LockHeld
+from birder_ray.folder import Folder
+from birder_ray.manifest import Recipe
+from birder_ray.schema import ERRORS_SCHEMA, PREDICTIONS
+from tests.built import FACTS, config
+
+UNIT = "shard-0123456789ab-000000"
+CALLS = ("create", "version", "exists", "replace", "delete")
+
+
+@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request, tmp_path) -> tuple[str, dict]:
+    if request.param == "s3":
+        s3 = request.getfixturevalue("seaweed")
+        return f"{s3.url}/out", s3.options
+    return (str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"), {}
+
+
+class Paused(Folder):
+    """Runs `meanwhile` just before the call of this number; 0 for the first."""
+
+    def __init__(self, place: tuple[str, dict], number: int, meanwhile):
+        super().__init__(*place)
+        self.left, self.meanwhile, self.inside = number, meanwhile, False
+
+
+def _pausing(name: str):
+    def call(self, *args):
+        if self.inside:
+            return getattr(Folder, name)(self, *args)
+        self.left -= 1
+        if self.left == -1:
+            self.meanwhile()
+        self.inside = True
+        try:
+            return getattr(Folder, name)(self, *args)
+        finally:
+            self.inside = False
+
+    return call
+
+
+for each in CALLS:
+    setattr(Paused, each, _pausing(each))
+
+
+def _write(ledger: Ledger, who: str) -> None:
+    """The unit as `who` scored it."""
+    table = pa.table({"sample": ["a", "b"], "probability": pa.array([len(who), 0.5], pa.float32())})
+    errors = ERRORS_SCHEMA.empty_table()
+    options = {"end": True, "limited": False, "damaged": False, "seconds": {}, "leftovers": set()}
+    recipe = Recipe.of(config("/nowhere"), FACTS)
+    ledger.write(UNIT, "shard.tar", recipe, {PREDICTIONS: table}, errors, **options)
+
+
+def _assert_whole(folder: Folder) -> None:
+    record = Ledger(folder).read(UNIT)
+    for table, part in record.parts.items():
+        assert hashlib.sha256(folder.read(part_name(table, UNIT))).hexdigest() == part.sha256
+
+
+@pytest.mark.parametrize("crashed_before", [False, True])
+@pytest.mark.parametrize("number", range(12))
+def test_paused_before_any_of_its_writes(place, number, crashed_before):
+    folder = Folder(*place)
+    if crashed_before:
+        folder.write(part_name(PREDICTIONS, UNIT), b"of an attempt that crashed")
+    taken_over = []
+
+    def meanwhile():
+        taken_over.append(1)
+        _write(Ledger(Folder(*place)), "the new owner")
+
+    def fence():
+        if taken_over:
+            raise LockHeld("taken over")
+
+    paused = Paused(place, number, meanwhile)
+    try:
+        _write(Ledger(paused, fence), "the old")
+    except LockHeld:
+        assert taken_over
+    else:
+        assert not taken_over, "what it wrote, it wrote while the lock was its own"
+    _assert_whole(folder)
+
+
+def test_a_process_stopped_in_the_middle_of_a_rename_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "_RENAME_S", 0.1)
+    stopped, other = Folder(str(tmp_path)), Folder(str(tmp_path))
+    other.write("part", b"1")
+    with stopped._alone(), pytest.raises(TimeoutError, match="is stopped"):
+        other.replace("part", b"2", other.version("part"))
+    assert other.read("part") == b"1"
