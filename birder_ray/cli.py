@@ -1,131 +1,26 @@
 """The command line: arguments to a RunConfig, results to words. No logic of its own."""
 
 import os
-import signal
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from rich.markup import escape
 
-from birder_ray.config import RunConfig, override, put
+from birder_ray.arguments import config_of, job_options, pairs
+from birder_ray.config import RunConfig
 from birder_ray.console import Console, duration, fail, messages, results, show_summary
-from birder_ray.errors import BirderRayError, ConfigError
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _option(flag: str, path: str, **attributes: Any) -> Callable[[F], F]:
-    """An option of the field at dotted `path`, its help text taken from the field."""
-    model: Any = RunConfig
-    *blocks, name = path.split(".")
-    for block in blocks:
-        annotation = model.model_fields[block].annotation
-        model = next(t for t in (annotation, *getattr(annotation, "__args__", ())) if hasattr(t, "model_fields"))
-    field = model.model_fields[name]
-    text = attributes.pop("help", None) or field.description or f"{name.replace('_', ' ')}, auto or a number"
-    if (
-        isinstance(field.default, str | int | float | tuple)
-        and field.default is not False
-        and "flag_value" not in attributes
-    ):
-        default = field.default if not isinstance(field.default, tuple) else ",".join(field.default)
-        text += f" [default: {default}]"
-    return click.option(flag, path.replace(".", "__"), default=None, help=text, **attributes)
-
-
-_JOB_OPTIONS = [
-    _option("--model", "model.name"),
-    click.option("-o", "--output", "destination", help="local path or fsspec URL of the folder to write"),
-    _option("--network", "model.network"),
-    _option("--size", "model.size"),
-    _option("--center-crop", "model.center_crop"),
-    _option("--simple-crop", "model.simple_crop", is_flag=True),
-    _option("--tta", "model.tta", is_flag=True),
-    _option("--decoder", "model.decoder"),
-    _option("--weights-mirror", "model.weights_mirror"),
-    click.option("--outputs", "outputs", help="tables to write, of predictions,embeddings,features [default: all]"),
-    _option("--top-k", "outputs.predictions.top_k"),
-    _option("--logits", "outputs.predictions.logits", is_flag=True),
-    _option("--embedding-dtype", "outputs.embeddings.dtype"),
-    _option("--levels", "outputs.features.levels"),
-    _option("--pooling", "outputs.features.pooling"),
-    _option("--format", "source.format"),
-    _option("--image-column", "source.image_column"),
-    _option("--id-column", "source.id_column"),
-    _option("--label-column", "source.label_column"),
-    _option("--limit", "source.limit"),
-    click.option("--anonymous", is_flag=True, help="read s3:// sources without credentials"),
-    click.option("--endpoint-url", help="S3 endpoint of source and output, e.g. of MinIO or Ceph"),
-    _option("--source-option", "source.options", multiple=True, metavar="KEY=VALUE"),
-    _option("--output-option", "destination_options", multiple=True, metavar="KEY=VALUE"),
-    _option("--dtype", "compute.dtype"),
-    _option("--amp", "compute.amp", is_flag=True),
-    _option("--engine", "compute.engine"),
-    _option("--compile", "compute.engine", flag_value="compiled", help="same as --engine compiled"),
-    _option("--batch-size", "compute.batch_size"),
-    _option("--preprocess-actors", "compute.preprocess_actors"),
-    _option("--inference-actors", "compute.inference_actors"),
-    _option("--gpus-per-actor", "compute.gpus_per_actor"),
-    _option("--unit-rows", "compute.unit_rows"),
-    _option("--ray-address", "compute.ray_address"),
-    _option("--max-error-rate", "run.max_error_rate"),
-    _option("--overwrite", "run.overwrite", is_flag=True),
-    _option("--retry-errors", "run.retry_errors", is_flag=True),
-]
-
-
-def _job_options(command: F) -> F:
-    for option in reversed(_JOB_OPTIONS):
-        command = option(command)
-    return command
-
-
-def _pairs(flag: str, texts: tuple[str, ...]) -> dict[str, Any]:
-    """`KEY=VALUE` texts of an option, values in YAML; dots nest."""
-    nested: dict[str, Any] = {}
-    for text in texts:
-        override(nested, text, flag)
-    return nested
-
-
-def _config(sources: tuple[str, ...], told: dict[str, Any]) -> RunConfig:
-    """The RunConfig of command-line arguments; options left out keep their defaults."""
-    if not told["model__name"] or not told["destination"]:
-        raise ConfigError(
-            "give --model and --output, e.g.: birder-ray score photos/ --model hgnet_v2_b2_danube-delta -o scores/"
-        )
-    fields: dict[str, Any] = {"source": {"uri": list(sources)}}
-    anonymous, endpoint = told.pop("anonymous"), told.pop("endpoint_url")
-    source_options = _pairs("--source-option", told.pop("source__options"))
-    output_options = _pairs("--output-option", told.pop("destination_options"))
-    if endpoint and any(uri.startswith("s3") for uri in sources):
-        source_options["endpoint_url"] = endpoint
-    if endpoint and told["destination"].startswith("s3"):
-        output_options["endpoint_url"] = endpoint
-    if anonymous:
-        source_options["anon"] = True
-    names = [name.strip() for name in (told.pop("outputs") or "predictions,embeddings,features").split(",")]
-    fields["outputs"] = {name: {} for name in names}
-    for name, value in told.items():
-        path = name.replace("__", ".")
-        if value is None or value is False:
-            continue
-        if path.startswith("outputs.") and path.split(".")[1] not in names:
-            raise ConfigError(f"{path} is an option of a table that --outputs leaves out")
-        if path.startswith(("outputs.features.levels", "outputs.features.pooling")) and value != "all":
-            value = [part.strip() for part in value.split(",")]
-        put(fields, path, value)
-    fields["source"]["options"], fields["destination_options"] = source_options, output_options
-    return RunConfig(**fields)
+from birder_ray.errors import BirderRayError, ConfigError, VerifyFailed
+from birder_ray.stop import Stop
 
 
 def _run(config: RunConfig) -> None:
     from birder_ray.pipeline import run
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    show_summary(run(config, Console()))
+    console = Console()
+    with Stop(config.run.stop_within_s, console.notice).on_signals() as stop:
+        summary = run(config, console, stop)
+    show_summary(summary)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -136,13 +31,13 @@ def app() -> None:
 
 @app.command()
 @click.argument("source", nargs=-1, required=True)
-@_job_options
+@job_options
 def score(source: tuple[str, ...], **told: Any) -> None:
     """Score SOURCE...: directories, images, globs, tar shards, Parquet files or manifests, on any fsspec URL.
 
     Running the same command again resumes, and does nothing where all is done.
     """
-    _run(_config(source, told))
+    _run(config_of(source, told))
 
 
 @app.command()
@@ -156,7 +51,7 @@ def run(pipeline: str, overrides: tuple[str, ...]) -> None:
 @app.command()
 @click.argument("source", nargs=-1, required=True)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a field of a pipeline file")
-@_job_options
+@job_options
 def plan(source: tuple[str, ...], overrides: tuple[str, ...], **told: Any) -> None:
     """Say what `score SOURCE...` or `run PIPELINE.yaml` would do; scores nothing."""
     from birder_ray.preview import preview
@@ -168,7 +63,7 @@ def plan(source: tuple[str, ...], overrides: tuple[str, ...], **told: Any) -> No
     elif overrides:
         raise click.UsageError("--set is for pipeline files; give score's options here")
     else:
-        config = _config(source, told)
+        config = config_of(source, told)
     found = preview(config)
     size = "size unknown" if found.bytes is None else f"{found.bytes / 1e9:,.2f} GB"
     results.print(f"source   {found.shards:,} shards, {size}, {_count(found.samples)} images")
@@ -196,11 +91,13 @@ def status(dest: str, options: tuple[str, ...]) -> None:
     """Say how far the run that writes DEST is, from its commits alone."""
     from birder_ray.verify import status as read_status
 
-    found = read_status(dest, _pairs("--option", options))
+    found = read_status(dest, pairs("--option", options))
     totals = found.totals
     state = f"finished {found.finished}" if found.finished else "unfinished; run the same command again to go on"
     results.print(f"{found.destination}: {state}")
     results.print(f"model    {found.model}")
+    if found.estimated:
+        results.print("estimate from some of the commits, as there are very many")
     results.print(f"shards   {found.ended:,} of {found.shards:,} done")
     results.print(f"images   {totals.rows:,} scored, {totals.errors:,} quarantined, in {totals.units:,} units")
     results.print(
@@ -212,15 +109,65 @@ def status(dest: str, options: tuple[str, ...]) -> None:
 @app.command()
 @click.argument("dest")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="fsspec option, e.g. endpoint_url=...")
-def verify(dest: str, options: tuple[str, ...]) -> None:
+@click.option("--deep", is_flag=True, help="decode and check every value, and score some images again")
+@click.option("--rescore", type=click.IntRange(0), help="with --deep: how many images to score again [default: 16]")
+@click.option("--seed", default=0, help="of the choice of those images")
+@click.option(
+    "--source-option", "source_options", multiple=True, metavar="KEY=VALUE", help="fsspec option of the source"
+)
+@click.option("--model", help="where the weights are now, if not where the run had them")
+def verify(dest: str, options: tuple[str, ...], deep: bool, rescore: int | None, **told: Any) -> None:
     """Prove that DEST is complete and unharmed; exit code 1 and a list of what is wrong if not."""
     from birder_ray.verify import verify as check
 
-    totals = check(dest, _pairs("--option", options))
+    if not deep and (rescore is not None or told["model"] or told["source_options"]):
+        raise click.UsageError("--rescore, --model and --source-option go with --deep")
+    opened = pairs("--option", options)
+    totals = check(dest, opened, deep)
     results.print(
         f"ok: {totals.samples:,} samples read = {totals.rows:,} rows in each table + {totals.errors:,} quarantined, "
-        f"in {totals.units:,} units, every part as committed"
+        f"in {totals.units:,} units, every part as committed{', every value sound' if deep else ''}"
     )
+    if deep and rescore != 0:
+        _rescore(dest, opened, 16 if rescore is None else rescore, **told)
+
+
+def _rescore(
+    dest: str, options: dict[str, Any], images: int, seed: int, source_options: tuple[str, ...], model: str | None
+) -> None:
+    from birder_ray.rescore import rescore
+
+    found = rescore(dest, images, seed, options, pairs("--source-option", source_options), model)
+    for line in found.skipped:
+        results.print(f"not scored again: {escape(line)}")
+    if found.wrong or (found.asked and not found.same):
+        wrong = "; ".join(found.wrong[:10]) or "--rescore 0 leaves that out"
+        raise VerifyFailed(
+            f"{found.same} of {found.asked} images scored again gave the numbers that are stored: {wrong}"
+        )
+    results.print(f"ok: {found.same} of {found.asked} images scored again gave the numbers that are stored")
+
+
+@app.command()
+@click.argument("dest")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="fsspec option, e.g. endpoint_url=...")
+@click.option("--deep", is_flag=True, help="go by every value, too, as verify --deep does")
+def repair(dest: str, options: tuple[str, ...], deep: bool) -> None:
+    """Take back the units of DEST that verify finds damaged, so that the same command as before scores them again."""
+    from birder_ray.repair import repair as mend
+
+    done = mend(dest, pairs("--option", options), deep)
+    if not done.findings:
+        results.print(f"{done.destination}: nothing is damaged")
+        return
+    for finding in done.findings[:10]:
+        results.print(f"found    {escape(str(finding))}")
+    if len(done.findings) > 10:
+        results.print(f"         and {len(done.findings) - 10:,} more")
+    results.print(
+        f"done     {len(done.units):,} units taken back, {len(done.strays):,} files removed that no commit knows"
+    )
+    results.print("next     run the same command as before: it scores what is missing and finishes")
 
 
 @app.command()

@@ -132,15 +132,29 @@ class Ledger:
         """Names of all parts that stand now, committed or not."""
         return {part_name(table, unit) for table in (*OUTPUT_TABLES, ERRORS) for unit in self.parts(table)}
 
+    def discard(self, name: str) -> None:
+        """Delete a file of the destination, if that is still ours. Raises LockHeld."""
+        self.fence()
+        self.folder.delete(name)
+
+    def overwrite(self, name: str, data: bytes) -> None:
+        """Write a file that belongs to no unit. Raises LockHeld, also if another owner wrote it meanwhile."""
+        version = self.folder.version(name)
+        self.fence()
+        written = self.folder.create(name, data) if version is None else self.folder.replace(name, data, version)
+        if not written:
+            self.fence()
+            raise RunFailed(f"{name}: another process keeps writing it")
+
     def retract(self, unit: str) -> None:
         """Undo a unit's commit; from here on it is to be done again. Its parts stay until they are overwritten."""
-        self.folder.delete(record_name(unit))
+        self.discard(record_name(unit))
 
     def erase(self, unit: str) -> None:
         """Remove a unit, record first."""
         self.retract(unit)
         for table in (*OUTPUT_TABLES, ERRORS):
-            self.folder.delete(part_name(table, unit))
+            self.discard(part_name(table, unit))
 
     def write(
         self,
@@ -173,7 +187,7 @@ class Ledger:
         for name, table in [*tables.items(), (ERRORS, errors)]:
             if table.num_rows == 0:
                 if part_name(name, unit) in leftovers:
-                    self.folder.delete(part_name(name, unit))
+                    self.discard(part_name(name, unit))
                 continue
             data = encode(table, part_metadata(recipe.part(name), unit))
             self._put(part_name(name, unit), data, unit)
@@ -193,20 +207,20 @@ class Ledger:
             seconds={**seconds, "write": time.perf_counter() - started},
             finished=now(),
         )
-        self.fence()
         self._put(record_name(unit), to_json(asdict(record)), unit)
         return record
 
     def _put(self, name: str, data: bytes, unit: str) -> None:
         """Write a file of `unit`. What stands there is of an attempt that a crash, or a new owner, cut short."""
         for _ in range(_ATTEMPTS):
+            self.fence()
             if self.folder.create(name, data):
                 return
             # Looked at before the fence: whoever owns the lock later writes other versions
             version, late = self.folder.version(name), self.folder.exists(record_name(unit))
             self.fence()
             if late:  # that attempt came to its record after all, which is about to be no longer true
-                self.retract(unit)
+                self.folder.delete(record_name(unit))
             if version is not None and self.folder.replace(name, data, version):
                 return
         raise RunFailed(f"{name}: another process keeps writing it")

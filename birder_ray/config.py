@@ -11,7 +11,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from birder_ray.errors import ConfigError
-from birder_ray.storage import open_binary
+from birder_ray.storage import open_binary, redact
 
 Auto = Literal["auto"]
 Pooling = Literal["mean", "max", "std", "gem"]
@@ -70,6 +70,9 @@ class SourceConfig(_Block):
         default_factory=dict, description="fsspec options of the source, e.g. {anon: true, endpoint_url: ...}"
     )
     limit: Annotated[int, Field(gt=0)] | None = Field(None, description="score only the first so many samples")
+    allow_local_uris: bool = Field(
+        False, description="let a manifest from elsewhere name files of this machine and hosts of its network"
+    )
 
 
 class ModelConfig(_Block):
@@ -167,6 +170,12 @@ class RunOptions(_Block):
     max_error_rate: float = Field(
         0.5, ge=0, le=1, description="stop when more than this fraction of the samples is quarantined"
     )
+    stop_within_s: float = Field(
+        25.0, gt=0, description="seconds that Ctrl-C or SIGTERM leave the units in flight to finish in"
+    )
+    sample_timeout_s: float = Field(
+        60.0, gt=0, description="a sample that takes longer than this to decode, in seconds, is quarantined"
+    )
 
 
 class RunConfig(_Block):
@@ -213,17 +222,20 @@ class RunConfig(_Block):
         Raises:
             ConfigError: the file is missing or is no YAML mapping, or a field is wrong.
         """
+        shown = redact(path)
         try:
             with open_binary(path) as file:
                 fields = yaml.safe_load(file)
         except FileNotFoundError:
-            raise ConfigError(f"{path}: no such pipeline file") from None
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"{shown}: no such pipeline file") from None
+        except ConfigError:
+            raise
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise ConfigError(f"{shown}: not a YAML file: {error}") from None
+        except Exception as error:  # every filesystem has exceptions of its own
+            raise ConfigError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
         if not isinstance(fields, dict):
-            raise ConfigError(f"{path}: a pipeline file is a mapping with source, model and destination")
+            raise ConfigError(f"{shown}: a pipeline file is a mapping with source, model and destination")
         for text in overrides:
             override(fields, text)
         return cls(**{str(key): value for key, value in fields.items()})

@@ -8,6 +8,7 @@ from birder_ray.classes import classes_table
 from birder_ray.commit import CLASSES, COMMITS, SUCCESS, Ledger, Record, encode, part_name
 from birder_ray.config import RunConfig
 from birder_ray.errors import ConfigError
+from birder_ray.folder import to_json
 from birder_ray.manifest import MANIFEST, ModelFacts, Recipe, now
 from birder_ray.plan import Plan
 from birder_ray.schema import ERRORS, OUTPUT_TABLES, part_metadata
@@ -35,6 +36,17 @@ class Totals:
             self.bytes[table] = self.bytes.get(table, 0) + part.bytes
         for step, spent in record.seconds.items():
             self.seconds[step] = self.seconds.get(step, 0.0) + spent
+
+    def scaled(self, times: float) -> "Totals":
+        """All sums times a factor."""
+        return Totals(
+            units=round(times * self.units),
+            samples=round(times * self.samples),
+            rows=round(times * self.rows),
+            errors=round(times * self.errors),
+            bytes={table: round(times * size) for table, size in self.bytes.items()},
+            seconds={step: times * spent for step, spent in self.seconds.items()},
+        )
 
 
 class Destination:
@@ -105,9 +117,9 @@ class Destination:
             self._adopt()
 
     def _adopt(self) -> None:
-        self.folder.delete(SUCCESS)
-        self.folder.write_json(MANIFEST, self.manifest)
-        self.folder.write(CLASSES, self.classes)
+        self.ledger.discard(SUCCESS)
+        self.ledger.overwrite(MANIFEST, to_json(self.manifest))
+        self.ledger.overwrite(CLASSES, self.classes)
         self.adopted = True
 
     def finish(self, plan: Plan, totals: Totals, counted: set[str]) -> None:
@@ -119,6 +131,8 @@ class Destination:
         """
         for unit in sorted(plan.foreign):
             self.ledger.erase(unit)
+        # Parts are listed before units: one that is committed meanwhile, by whoever, is no stray then
+        parts = {table: self.ledger.parts(table) for table in (*OUTPUT_TABLES, ERRORS)}
         units = self.ledger.units()
         for record in self.ledger.records(sorted(units - counted)):
             totals.add(record)
@@ -126,13 +140,15 @@ class Destination:
             return
         if not self.adopted:
             self._adopt()
-        for table in (*OUTPUT_TABLES, ERRORS):
-            for unit in self.ledger.parts(table) - units:
-                self.folder.delete(part_name(table, unit))
+        for table, present in parts.items():
+            for unit in present - units:
+                self.ledger.discard(part_name(table, unit))
+        self.ledger.fence()
         for place in ("", COMMITS, *OUTPUT_TABLES, ERRORS):
             self.folder.sweep(place)
-        self.folder.write_json(MANIFEST, self.manifest | {"finished": now(), "totals": asdict(totals)})
-        self.folder.write_json(SUCCESS, {"recipe": self.recipe.key, "finished": now(), "samples": totals.samples})
+        self.ledger.overwrite(MANIFEST, to_json(self.manifest | {"finished": now(), "totals": asdict(totals)}))
+        success = {"recipe": self.recipe.key, "finished": now(), "samples": totals.samples}
+        self.ledger.overwrite(SUCCESS, to_json(success))
 
     def _says(self, totals: Totals) -> bool:
         """Whether the destination says already that it is finished, and what it holds."""

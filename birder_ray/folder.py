@@ -16,10 +16,9 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from birder_ray.errors import ConfigError
+from birder_ray.errors import ConfigError, RunFailed
 from birder_ray.retries import http_status, retry
 from birder_ray.storage import filesystem, redact
-
 
 _ONE_PUT_BYTES = 2 * 2**30
 """Up to here s3fs is told to write with one conditional PUT; above, in parts."""
@@ -158,7 +157,7 @@ class Folder:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """No other process replaces anything in this folder meanwhile. Raises TimeoutError."""
+        """No other process replaces anything in this folder meanwhile. Raises RunFailed."""
         deadline = time.monotonic() + _RENAME_S
         folder = os.open(self.path, os.O_RDONLY)
         try:
@@ -168,7 +167,7 @@ class Folder:
                     break
                 except BlockingIOError:
                     if time.monotonic() > deadline:
-                        raise TimeoutError(f"{self.path}: a process that holds it is stopped; end that") from None
+                        raise RunFailed(f"{self.path}: a process that writes to it is stopped; end it") from None
                     time.sleep(0.01)
             yield
         finally:

@@ -13,14 +13,17 @@ from birder_ray.collect import Collector
 from birder_ray.commit import SUCCESS, Ledger, Record
 from birder_ray.config import RunConfig
 from birder_ray.destination import Destination, Totals
-from birder_ray.errors import RunFailed
+from birder_ray.errors import BirderRayError, RunFailed, Stopped
 from birder_ray.folder import Folder
+from birder_ray.guard import ATTEMPTS
 from birder_ray.lock import Lock
 from birder_ray.manifest import ModelFacts, Recipe
 from birder_ray.plan import Plan, make_plan, split_name, unit_name
 from birder_ray.progress import Meter, Observer, RunSummary
+from birder_ray.retries import is_transient
 from birder_ray.sizes import choose_sizes
 from birder_ray.source import count_samples, list_shards
+from birder_ray.stop import Stop
 from birder_ray.storage import redact
 
 if TYPE_CHECKING:  # torch takes seconds to import, and is imported while Ray starts
@@ -30,22 +33,34 @@ _JUDGED_AFTER = 200
 """Samples after which the error rate is judged while a run goes on."""
 
 
-def run(config: RunConfig, observer: Observer | None = None) -> RunSummary:
+def run(config: RunConfig, observer: Observer | None = None, stop: Stop | None = None) -> RunSummary:
     """Score everything in the source that the destination does not hold yet.
 
     Running it again is the resume; where nothing is left to do, it returns within seconds.
 
     Args:
-        config: what to do. observer: told of the progress.
+        config: what to do. observer: told of the progress. stop: asks the run to end early, with its units whole.
 
     Raises:
         ConfigError: the source, the model or the destination cannot be used as asked.
         LockHeld: another run writes to the destination.
         RunFailed: the run could not go on; what is committed stands.
+        Stopped: `stop` asked for it; what is committed stands.
     """
-    observer = observer or Observer()
-    started = time.perf_counter()
     folder = Folder(config.destination, config.destination_options)
+    try:
+        return _run(config, folder, observer or Observer(), stop or Stop())
+    except (BirderRayError, AssertionError):
+        raise
+    except Exception as error:  # every filesystem has exceptions of its own
+        if not isinstance(error, OSError) and not is_transient(error):
+            raise
+        text = f"{redact(folder.url)}: {error}; mend that and run again to resume"
+        raise RunFailed(text) from error
+
+
+def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> RunSummary:
+    started = time.perf_counter()
     folder.check()
     with ExitStack() as stack:
         lock = stack.enter_context(Lock(folder))
@@ -73,15 +88,17 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunSummary:
             config.run.retry_errors,
         )
         place.check(plan)
-        scoring = _Scoring(config, place, plan, lock, observer)
+        scoring = _Scoring(config, place, plan, lock, observer, stop)
         if plan.work:
             ray = ray or stack.enter_context(runtime.session(config.compute.ray_address))
             sizes = choose_sizes(ray, config.compute, len(plan.work))
-            with closing(runtime.stream(plan.work, config, model.spec, model.facts.weights_sha256, sizes)) as chunks:
+            sha256 = model.facts.weights_sha256
+            with closing(runtime.stream(plan.work, config, model.spec, sha256, sizes, lambda: stop.asked)) as chunks:
                 scoring.run(chunks, sizes.workers)
         scoring.judge(at_least=1)
         lock.check()
         place.finish(plan, scoring.totals, scoring.units)
+        folder.delete(ATTEMPTS)
         return scoring.summary(time.perf_counter() - started)
 
 
@@ -108,12 +125,13 @@ def _identify(config: RunConfig) -> _Model:
 class _Scoring:
     """The part of a run from scored chunks to commits, with its counts."""
 
-    def __init__(self, config: RunConfig, place: Destination, plan: Plan, lock: Lock, observer: Observer):
+    def __init__(self, config: RunConfig, place: Destination, plan: Plan, lock: Lock, observer: Observer, stop: Stop):
         self.config = config
         self.place = place
         self.plan = plan
         self.lock = lock
         self.observer = observer
+        self.stop = stop
         self.totals = Totals()
         self.units = set(plan.done)
         self.ended: set[str] = set()
@@ -132,6 +150,7 @@ class _Scoring:
         ledger = self.place.ledger
         collector = Collector(ledger, self.place.recipe, self.place.unit_rows, ledger.leftovers(), self._committed)
         self.observer.begin(self.meter)
+        self.stop.in_flight = True
         try:
             for chunk in chunks:
                 if self.lock.lost:
@@ -146,8 +165,15 @@ class _Scoring:
             raise
         finally:
             collector.close()
+            self.stop.in_flight = False
             self.observer.end()
-        self._check_complete()
+        try:
+            self._check_complete()
+        except RunFailed:
+            if not self.stop.asked:
+                raise
+            done = self.meter.units
+            raise Stopped(f"stopped, {done:,} units committed; run the same command again to go on") from None
 
     def _committed(self, record: Record) -> None:
         self.place.committed()

@@ -193,4 +193,7 @@ def _add(plan: Plan, shard: Shard, prefix: str, unit_rows: int, progress: _Progr
     per_task = max(UNITS_PER_TASK, -(-len(todo) // TASKS_PER_SHARD)) if shard.count is not None else len(todo)
     for at in range(0, len(todo), max(per_task, 1)):
         part = todo[at : at + per_task]
-        plan.work.append(Work(shard, prefix, unit_rows, part[0], part[-1] + 1, units, done, sample_stop))
+        between = frozenset(range(part[0], part[-1] + 1)).difference(
+            part
+        )  # not all of `done`: it travels with the task
+        plan.work.append(Work(shard, prefix, unit_rows, part[0], part[-1] + 1, units, between, sample_stop))

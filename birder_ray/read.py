@@ -1,7 +1,7 @@
 """The read step: the stream of a shard's samples, cut into the chunks of its units."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 from birder_ray.chunk import Chunk, ErrorRow, Sample
 from birder_ray.config import SourceConfig
@@ -13,7 +13,12 @@ from birder_ray.source.base import Item
 from birder_ray.storage import redact
 
 
-def read_chunks(work: Work, config: SourceConfig, chunk_rows: int) -> Iterator[Chunk]:
+def read_chunks(
+    work: Work,
+    config: SourceConfig,
+    chunk_rows: int,
+    watch: Callable[[int, Iterator[Item]], Iterator[Item]] = lambda start, items: items,
+) -> Iterator[Chunk]:
     """Read what `work` asks for.
 
     Every unit that is begun ends with a chunk marked `last`; the unit that holds the shard's end is marked `end`.
@@ -22,6 +27,7 @@ def read_chunks(work: Work, config: SourceConfig, chunk_rows: int) -> Iterator[C
 
     Args:
         chunk_rows: samples per chunk, at most (one row more where the shard's own errors row is among them).
+        watch: wraps the samples read from an index on.
     """
     rows = work.unit_rows
     past = _first_past(work)
@@ -33,7 +39,8 @@ def read_chunks(work: Work, config: SourceConfig, chunk_rows: int) -> Iterator[C
     while unit is not None:
         cutter = _Cutter(work, unit, past, chunk_rows)
         try:
-            exhausted = yield from cutter.cut(read_samples(work.shard, config, unit * rows, wanted))
+            items = watch(unit * rows, read_samples(work.shard, config, unit * rows, wanted))
+            exhausted = yield from cutter.cut(items)
             yield from cutter.finish(exhausted)
             return
         except ShardDamaged as error:

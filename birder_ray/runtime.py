@@ -4,8 +4,10 @@ import logging
 import os
 import pickle
 import re
+import signal
 import sys
-from collections.abc import Generator, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,8 @@ import ray.data
 from birder_ray.chunk import Chunk
 from birder_ray.config import RunConfig
 from birder_ray.errors import BirderRayError, ConfigError, RunFailed
-from birder_ray.guard import AttemptBook, Key, guarded
+from birder_ray.folder import Folder
+from birder_ray.guard import Attempt, AttemptBook, Key, guarded, starting, watched
 from birder_ray.plan import Work
 from birder_ray.read import read_chunks
 from birder_ray.schema import DECODE, INFER
@@ -60,7 +63,8 @@ def session(address: str | None) -> Iterator[Hardware]:
         # log_to_driver says, and has no setting against it
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
         try:
-            with _silent_stderr():  # where Ray says which log level it was told to use
+            # Standard error is where Ray says which log level it was told to use
+            with _silent_stderr(), _own_sigterm():
                 ray.init(address=address or "local", logging_level="error", log_to_driver=False, **local)
         except ConnectionError:
             raise ConfigError(f"no Ray cluster answers at {address}; leave out --ray-address to run locally") from None
@@ -71,6 +75,17 @@ def session(address: str | None) -> Iterator[Hardware]:
     finally:
         if not attached:
             ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """What SIGTERM does afterwards is what it did before: Ray makes it end the process there and then."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -93,7 +108,7 @@ class _RemoteAttempts:
 
     actor: Any
 
-    def begin(self, key: Key) -> tuple[int, frozenset[int]]:
+    def begin(self, key: Key) -> Attempt:
         return ray.get(self.actor.begin.remote(key))
 
     def at(self, key: Key, index: int | None) -> None:
@@ -102,42 +117,67 @@ class _RemoteAttempts:
     def end(self, key: Key) -> None:
         self.actor.end.remote(key)
 
+    def stop(self) -> None:
+        self.actor.stop.remote()
+
+    def stopping(self) -> bool:
+        return bool(ray.get(self.actor.stopping.remote()))
+
 
 class _PreprocessActor:
     """Ray Data's callable around `Preprocess`."""
 
-    def __init__(self, spec: "InputSpec", attempts: _RemoteAttempts):
-        from birder_ray.preprocess import Preprocess
+    def __init__(self, spec: "InputSpec", attempts: _RemoteAttempts, sample_timeout_s: float):
+        with starting(DECODE, attempts, _actor_id()):
+            from birder_ray.preprocess import Preprocess
 
-        self.preprocess = Preprocess(spec, threads=1)
+            self.preprocess = Preprocess(spec, threads=1)
         self.attempts = attempts
+        self.timeout_s = sample_timeout_s
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for row in range(block.num_rows):
-            yield guarded(DECODE, self.preprocess, self.attempts, Chunk.from_table(block, row)).to_table()
+            chunk = Chunk.from_table(block, row)
+            result = guarded(DECODE, self.preprocess, self.attempts, chunk, self.timeout_s)
+            if result is not None:
+                yield result.to_table()
 
 
 class _InferActor:
     """Ray Data's callable around `Infer`."""
 
     def __init__(self, options: dict[str, Any], attempts: _RemoteAttempts):
-        from birder_ray.infer import Infer
+        with starting(INFER, attempts, _actor_id()):
+            from birder_ray.infer import Infer
 
-        self.infer = Infer(**options)
+            self.infer = Infer(**options)
         self.attempts = attempts
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for row in range(block.num_rows):
-            yield guarded(INFER, self.infer, self.attempts, Chunk.from_table(block, row)).to_table()
+            result = guarded(INFER, self.infer, self.attempts, Chunk.from_table(block, row))
+            if result is not None:
+                yield result.to_table()
+
+
+def _actor_id() -> str:
+    """Of the actor that runs this; a restart keeps it."""
+    return str(ray.get_runtime_context().get_actor_id())
 
 
 def stream(
-    work: Sequence[Work], config: RunConfig, spec: "InputSpec", weights_sha256: str, sizes: Sizes
+    work: Sequence[Work],
+    config: RunConfig,
+    spec: "InputSpec",
+    weights_sha256: str,
+    sizes: Sizes,
+    stopping: Callable[[], bool],
 ) -> Generator[Chunk, None, None]:
     """Scored chunks of `work`, in whatever order they are ready.
 
     Args:
         spec: what an input image must look like. weights_sha256: the weights every actor must load.
+        stopping: looked at after each chunk; once it is true, no further unit is begun.
 
     Raises:
         BirderRayError: what a step raised on purpose. RunFailed: anything else that ended the chain.
@@ -146,10 +186,15 @@ def stream(
 
     def read(block: pa.Table) -> Iterator[pa.Table]:
         for packed in block.column("work").to_pylist():
-            for chunk in read_chunks(pickle.loads(packed), source, rows):
+            task = pickle.loads(packed)
+            for chunk in read_chunks(task, source, rows, watched(attempts, task.prefix)):
+                if chunk.number == 0 and attempts.stopping():
+                    return
                 yield chunk.to_table()
 
-    attempts = _RemoteAttempts(ray.remote(num_cpus=0)(AttemptBook).remote())
+    folder = Folder(config.destination, config.destination_options)
+    attempts = _RemoteAttempts(ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(AttemptBook).remote(folder))
+    told = False
     infer_options = {
         "model": config.model,
         "outputs": config.outputs,
@@ -165,7 +210,7 @@ def stream(
         .map_batches(read, num_cpus=sizes.reader_cpus, concurrency=sizes.readers, **arrow)
         .map_batches(
             _PreprocessActor,
-            fn_constructor_args=(spec, attempts),
+            fn_constructor_args=(spec, attempts, config.run.sample_timeout_s),
             num_cpus=sizes.preprocess_cpus,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=sizes.preprocess_actors),
             **arrow,
@@ -183,6 +228,9 @@ def stream(
     )
     try:
         for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            if stopping() and not told:
+                attempts.stop()
+                told = True
             for row in range(block.num_rows):
                 yield Chunk.from_table(block, row)
     except BirderRayError:

@@ -7,7 +7,7 @@ import pytest
 
 from birder_ray import folder as folders
 from birder_ray.commit import Ledger, part_name
-from birder_ray.errors import LockHeld
+from birder_ray.errors import LockHeld, RunFailed
 from birder_ray.folder import Folder
 from birder_ray.manifest import Recipe
 from birder_ray.schema import ERRORS_SCHEMA, PREDICTIONS
@@ -98,6 +98,6 @@ def test_a_process_stopped_in_the_middle_of_a_rename_is_named(tmp_path, monkeypa
     monkeypatch.setattr(folders, "_RENAME_S", 0.1)
     stopped, other = Folder(str(tmp_path)), Folder(str(tmp_path))
     other.write("part", b"1")
-    with stopped._alone(), pytest.raises(TimeoutError, match="is stopped"):
+    with stopped._alone(), pytest.raises(RunFailed, match="is stopped"):
         other.replace("part", b"2", other.version("part"))
     assert other.read("part") == b"1"

@@ -40,7 +40,7 @@ def chance(monkeypatch):
 
     drawn = Chance()
 
-    def stream(work, config, spec, weights_sha256, sizes):
+    def stream(work, config, spec, weights_sha256, sizes, stopping):
         chunks = [chunk for each in work for chunk in read_chunks(each, config.source, 4)]
         drawn.shuffle(chunks)
         for number, chunk in enumerate(chunks):
