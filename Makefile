@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.birder-ray-installed
 FAST := not (ray or s3 or chaos or browser or gpu or slow)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-fast bench clean
+.PHONY: help setup demo check format test test-fast chaos bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ test: setup  ## every test that runs without a GPU
 
 test-fast: setup  ## the unmarked tests: no Ray, no server, seconds
 	$(BIN)/python -m pytest -m "$(FAST)"
+
+chaos: setup  ## runs disturbed at seeded instants and resumed: SEEDS=200 of them, or SEED=7 again
+	CHAOS_SEEDS=$(SEEDS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -q -s -p no:cacheprovider tests/chaos
 
 bench: setup  ## accuracy of birder-ray and of birder alone on ../shared/photos
 	$(BIN)/python benchmarks/accuracy.py --birder-ray

@@ -51,6 +51,7 @@ _JOB_OPTIONS = [
     _option("--id-column", "source.id_column"),
     _option("--label-column", "source.label_column"),
     _option("--limit", "source.limit"),
+    _option("--allow-local-uris", "source.allow_local_uris", is_flag=True),
     click.option("--anonymous", is_flag=True, help="read s3:// sources without credentials"),
     click.option("--endpoint-url", help="S3 endpoint of source and output, e.g. of MinIO or Ceph"),
     _option("--source-option", "source.options", multiple=True, metavar="KEY=VALUE"),

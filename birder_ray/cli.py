@@ -10,7 +10,7 @@ from rich.markup import escape
 from birder_ray.arguments import config_of, job_options, pairs
 from birder_ray.config import RunConfig
 from birder_ray.console import Console, duration, fail, messages, results, show_summary
-from birder_ray.errors import BirderRayError, ConfigError, VerifyFailed
+from birder_ray.errors import BirderRayError, ConfigError, VerifyFailed, printable
 from birder_ray.stop import Stop
 
 
@@ -94,8 +94,8 @@ def status(dest: str, options: tuple[str, ...]) -> None:
     found = read_status(dest, pairs("--option", options))
     totals = found.totals
     state = f"finished {found.finished}" if found.finished else "unfinished; run the same command again to go on"
-    results.print(f"{found.destination}: {state}")
-    results.print(f"model    {found.model}")
+    results.print(f"{escape(found.destination)}: {escape(state)}")
+    results.print(f"model    {escape(found.model)}")
     if found.estimated:
         results.print("estimate from some of the commits, as there are very many")
     results.print(f"shards   {found.ended:,} of {found.shards:,} done")
@@ -158,7 +158,7 @@ def repair(dest: str, options: tuple[str, ...], deep: bool) -> None:
 
     done = mend(dest, pairs("--option", options), deep)
     if not done.findings:
-        results.print(f"{done.destination}: nothing is damaged")
+        results.print(f"{escape(done.destination)}: nothing is damaged")
         return
     for finding in done.findings[:10]:
         results.print(f"found    {escape(str(finding))}")
@@ -188,7 +188,7 @@ def models(pattern: str) -> None:
         height, width = entry.size
         classes = "" if entry.classes is None else f"{entry.classes:,}"
         size = f"{height}" if height == width else f"{height}x{width}"
-        table.add_row(entry.name, size, classes, f"~{entry.file_mb / 4:.1f}", entry.path or "")
+        table.add_row(entry.name, size, classes, f"~{entry.file_mb / 4:.1f}", escape(printable(entry.path or "")))
     results.print(table)
     results.print("params: from the size of the float32 file; classes: known once the file is here", style="dim")
 

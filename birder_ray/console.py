@@ -2,23 +2,33 @@
 
 import sys
 import time
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from birder_ray.errors import BirderRayError
+from birder_ray.errors import BirderRayError, plain, printable
 from birder_ray.progress import Meter, Observer, RunSummary
 
 _LINE_EVERY_S = 60.0
 
-messages = RichConsole(stderr=True, highlight=False, soft_wrap=True)
-results = RichConsole(highlight=False, soft_wrap=True)
+
+class _Console(RichConsole):
+    """What others chose (names of files, classes, models) may hold a terminal's escape sequences; they are shown as
+    text. Rich's own markup in it is for the caller to `escape`."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(each) if isinstance(each, str) else each for each in objects), **options)
+
+
+messages = _Console(stderr=True, highlight=False, soft_wrap=True)
+results = _Console(highlight=False, soft_wrap=True)
 
 
 def fail(error: BirderRayError) -> int:
     """Print `error` on one line; returns the exit code it asks for."""
-    messages.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}")
+    messages.print(f"[bold red]error:[/] {escape(plain(str(error)))}")
     return error.exit_code
 
 
@@ -45,7 +55,7 @@ class Console(Observer):
         self.next_line = time.monotonic() + _LINE_EVERY_S
 
     def notice(self, text: str) -> None:
-        messages.print(f"[yellow]note:[/] {escape(text)}")
+        messages.print(f"[yellow]note:[/] {escape(plain(text))}")
 
     def begin(self, meter: Meter) -> None:
         self.meter = meter

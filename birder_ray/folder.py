@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from birder_ray.errors import ConfigError, RunFailed
 from birder_ray.retries import http_status, retry
-from birder_ray.storage import filesystem, redact
+from birder_ray.storage import filesystem, read_whole, redact
 
 _ONE_PUT_BYTES = 2 * 2**30
 """Up to here s3fs is told to write with one conditional PUT; above, in parts."""
@@ -50,7 +50,7 @@ class Folder:
             ConfigError: it is a file, or access to it is refused, or its server does not answer.
         """
         try:
-            if retry(lambda: self.fs.exists(self.path)) and not retry(lambda: self.fs.isdir(self.path)):
+            if retry(lambda: self.fs.exists(self.path), 5) and not retry(lambda: self.fs.isdir(self.path), 5):
                 raise ConfigError(f"{redact(self.url)}: is a file, not a folder")
             if self.local:
                 self._check_parent()
@@ -175,7 +175,7 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """All bytes of `name`. Raises FileNotFoundError."""
-        return retry(lambda: bytes(self.fs.cat_file(self.at(name))))
+        return read_whole(self.fs, self.at(name))
 
     def exists(self, name: str) -> bool:
         return bool(retry(lambda: self.fs.exists(self.at(name))))

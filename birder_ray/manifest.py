@@ -120,6 +120,8 @@ def told(config: RunConfig) -> dict[str, Any]:
     fields["destination_options"] = sorted(config.destination_options)
     fields["destination"] = redact(config.destination)
     fields["model"]["name"] = redact(config.model.name)
+    if config.model.weights_mirror is not None:
+        fields["model"]["weights_mirror"] = redact(config.model.weights_mirror)
     return fields
 
 

@@ -2,8 +2,12 @@
 
 import io
 import re
+import struct
 import time
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +24,14 @@ from birder_ray.schema import DECODE
 MAX_PIXELS = 178_956_970
 """Pillow's limit for an image; here, of an image as resized too."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
+"""What Pillow may open, whatever a file calls itself: others of its formats start programs (EPS: Ghostscript), or are
+met by nobody who looks for holes in them."""
+
 _TORCHVISION_FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "GIF"}
+_PNG_BLOCK = 1 << 20
+_PNG_FEED = 1 << 14  # what is left of it is copied at every call
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _CPP_LOCATION = re.compile(r"^.*?\.cpp:\d+, ")
 _CUT_SHORT = re.compile(r"truncated|incomplete|not enough image data", re.IGNORECASE)
 
@@ -90,6 +101,8 @@ class Preprocess:
             target = self._cover(height, width) if self.spec.simple_crop else self._base
             if target[0] * target[1] > MAX_PIXELS:
                 raise SampleError("DecompressionBomb", f"{width} x {height} px: too elongated to be cropped simply")
+            if height * target[1] > MAX_PIXELS:  # torch resizes the rows first, then the columns
+                raise SampleError("DecompressionBomb", f"{width} x {height} px: too tall to be resized")
             image = F.resize(image, list(target), interpolation=InterpolationMode.BICUBIC, antialias=True)
             image = F.center_crop(image, list(self.spec.size))
             pixels: torch.Tensor = F.pil_to_tensor(image) if isinstance(image, Image.Image) else image
@@ -101,16 +114,16 @@ class Preprocess:
 
     def _decode(self, data: bytes) -> Any:
         """A PIL image, or a C,H,W tensor."""
-        header = Image.open(io.BytesIO(data))  # refuses more than MAX_PIXELS, before anything is decoded
+        # Refuses more than MAX_PIXELS, before anything is decoded
+        header = Image.open(io.BytesIO(data), formats=FORMATS)
         mode = "L" if self.spec.channels == 1 else "RGB"
         if self.spec.decoder == "pil":
             return header.convert(mode)
         if not _torchvision_reads(header, mode):
             return F.pil_to_tensor(header.convert(mode))
-        if header.format == "PNG":
-            # A damaged PNG kills the process inside torchvision's decoder: let Pillow find the damage first.
-            header.load()
-            Image.open(io.BytesIO(data)).verify()
+        if header.format == "PNG":  # a damaged one kills the process inside torchvision's decoder
+            header.verify()  # checksums and the end mark
+            _check_png(data)
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return decode_image(encoded, mode=ImageReadMode.GRAY if mode == "L" else ImageReadMode.RGB)
 
@@ -128,11 +141,73 @@ class Preprocess:
 
 
 def _torchvision_reads(header: Image.Image, mode: str) -> bool:
-    if header.format == "WEBP" and mode == "L":
+    if header.format in ("GIF", "WEBP") and mode == "L":  # torchvision gives them three channels all the same
         return False
     if header.format in ("GIF", "WEBP") and getattr(header, "is_animated", False):
         return False
     return header.format in _TORCHVISION_FORMATS
+
+
+def _check_png(data: bytes) -> None:
+    """Raises where libpng would fail amid the pixels: its error handler then jumps into a frame that has returned.
+
+    It fails unless the first run of IDAT chunks unpacks, with a window no larger than it says itself, to every row of
+    the image, each with a known filter. Pillow takes a stream that ends too early for black rows.
+    """
+    chunks = list(_png_chunks(data))
+    if not chunks or chunks[0][0] != b"IHDR":
+        raise SampleError("UndecodableImage", "the PNG does not begin with its header")
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[0][1][:13])
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    packed = takewhile(lambda chunk: chunk[0] == b"IDAT", dropwhile(lambda chunk: chunk[0] != b"IDAT", chunks))
+    unpacked = _Unpacked(b"".join(content for _, content in packed))
+    for x, y, every_x, every_y in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - x) // every_x), -(-(height - y) // every_y)
+        line = 1 + -(-columns * bits // 8)
+        while columns > 0 and rows > 0:
+            size = min(rows, max(1, unpacked.at_once // line)) * line
+            block = unpacked.take(size)
+            if len(block) < size:
+                raise SampleError("TruncatedImage", f"{rows - len(block) // line} of {height} rows are missing")
+            if max(block[::line]) > 4:
+                raise SampleError("UndecodableImage", "unknown filter of a row")
+            rows -= size // line
+    more = unpacked.take(_PNG_BLOCK)  # the checksum; surplus pixels do no harm
+    if len(more) < _PNG_BLOCK and not unpacked.stream.eof:
+        raise SampleError("TruncatedImage", "the pixels have no end mark")
+
+
+class _Unpacked:
+    """A zlib stream as libpng unpacks it. `at_once`: bytes to take that make no difference: less than a row where the
+    stream says that its window is smaller than 32 KiB, as zlib does not look at what it has just written."""
+
+    def __init__(self, packed: bytes):
+        self.stream = zlib.decompressobj(wbits=0)
+        self.at_once = _PNG_BLOCK if packed[:1] and packed[0] >> 4 == 7 else 1
+        self._packed = packed
+        self._at = 0
+
+    def take(self, size: int) -> bytes:
+        """The next `size` bytes, fewer at the end. Raises zlib.error."""
+        taken = b""
+        feed = self.stream.unconsumed_tail
+        while feed or self._at < len(self._packed):
+            if not feed:
+                feed = self._packed[self._at : self._at + _PNG_FEED]
+                self._at += len(feed)
+            taken += self.stream.decompress(feed, size - len(taken))
+            if len(taken) == size or self.stream.eof:
+                break
+            feed = b""
+        return taken
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    at, view = 8, memoryview(data)
+    while at + 8 <= len(data):
+        (size,) = struct.unpack(">I", view[at : at + 4])
+        yield bytes(view[at + 4 : at + 8]), view[at + 8 : at + 8 + size]
+        at += size + 12
 
 
 def _sample_error(error: Exception) -> SampleError:

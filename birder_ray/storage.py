@@ -4,7 +4,8 @@ Filesystems are built where they are used (they do not travel between processes)
 process and set of options.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -13,6 +14,13 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from birder_ray.errors import ConfigError
+from birder_ray.retries import ShortBody, retry
+
+# User and password; in a password, but not in a port, there may be slashes
+_USER = re.compile(r"^(?:[^/@]*|[^/@:]+:(?!\d+(?:[/?#]|$)).*)@", re.DOTALL)
+
+# botocore slows down when it is told to; `retry` does the rest, and s3fs must not multiply the two
+_S3_RETRIES = {"mode": "adaptive", "total_max_attempts": 3}
 
 
 def filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -21,10 +29,15 @@ def filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple[fssp
     Raises:
         ConfigError: the protocol is unknown or its package is not installed.
     """
+    options = dict(options or {})
+    if is_s3 := url.startswith(("s3://", "s3a://")):
+        options["config_kwargs"] = {"retries": _S3_RETRIES, **options.get("config_kwargs", {})}
     try:
-        fs, path = url_to_fs(url, use_listings_cache=False, **(options or {}))
+        fs, path = url_to_fs(url, use_listings_cache=False, **options)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"{redact(url)}: {error}") from None
+    if is_s3:
+        fs.retries = 1
     return fs, path
 
 
@@ -35,13 +48,16 @@ def is_local(url: str) -> bool:
 
 def redact(url: str) -> str:
     """`url` without user, password and query string, which may hold credentials."""
+    return "::".join(map(_redact_one, url.split("::"))) if "://" in url else url
+
+
+def _redact_one(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator:
         return url
-    if scheme.rpartition("::")[2].startswith("http"):
+    if scheme.lower().startswith("http"):
         rest = rest.partition("?")[0]
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return f"{scheme}://{_USER.sub('', rest, count=1)}"
 
 
 def join(root: str, *names: str) -> str:
@@ -51,7 +67,29 @@ def join(root: str, *names: str) -> str:
 
 @contextmanager
 def open_binary(url: str, options: Mapping[str, Any] | None = None, **open_options: Any) -> Iterator[IO[bytes]]:
-    """Open `url` for reading."""
+    """Open `url` for reading. Of a remote file, each block that fails is read again, not what came before it."""
     fs, path = filesystem(url, options)
-    with fs.open(path, "rb", **open_options) as file:
+    with retry(lambda: fs.open(path, "rb", **open_options)) as file:
+        cache = getattr(file, "cache", None)
+        if cache is not None:
+            cache.fetcher = _whole_blocks(cache.fetcher, file.size)
         yield file
+
+
+def _whole_blocks(fetch: Callable[[int, int], bytes], size: int) -> Callable[[int, int], bytes]:
+    def fetch_whole(start: int, end: int) -> bytes:
+        return retry(lambda: _whole(fetch(start, end), min(end, size) - start))
+
+    return fetch_whole
+
+
+def read_whole(fs: fsspec.AbstractFileSystem, path: str, size: int | None = None) -> bytes:
+    """All bytes of a file, which its listing says are `size`, in one request."""
+    one_request = {"max_concurrency": 1} if "s3" in fs.protocol else {}  # else s3fs asks for the size of each first
+    return retry(lambda: _whole(bytes(fs.cat_file(path, **one_request)), size))
+
+
+def _whole(data: bytes, size: int | None) -> bytes:
+    if size is not None and len(data) < size:
+        raise ShortBody(f"{len(data)} bytes came of {size}")
+    return data

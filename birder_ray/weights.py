@@ -21,6 +21,9 @@ from birder_ray.storage import filesystem, is_local, join, redact
 
 SUFFIXES = (".pt", ".safetensors")
 
+_MOST = 1_000_000
+"""Classes, or pixels of a side: a file that speaks of more is damaged, or made to fill the memory."""
+
 Download = Callable[[str, Path], None]
 """Writes the file of a name and suffix, e.g. `("hgnet_v2_b2_danube-delta.pt", path)`, from birder's own site."""
 
@@ -131,14 +134,23 @@ def read_header(path: Path) -> Header:
     try:
         content = _safetensors_metadata(path) if path.suffix == ".safetensors" else _torch_content(path)
         _, channels, height, width = content["signature"]["inputs"][0]["data_shape"]
-        names = [f"class_{index}" for index in range(content["signature"]["outputs"][0]["data_shape"][1])]
+        classes = content["signature"]["outputs"][0]["data_shape"][1]
+        if not all(type(n) is int and 0 < n <= _MOST for n in (channels, height, width)):
+            raise ValueError(f"an input of {channels} x {height} x {width}")
+        if type(classes) is not int or not 0 <= classes <= _MOST:
+            raise ValueError(f"{classes} classes")
+        names = [f"class_{index}" for index in range(classes)]
         for name, index in content["class_to_idx"].items():
-            names[index] = name
+            if type(index) is not int or not 0 <= index < classes:
+                raise ValueError(f"class {name} has the index {index}, of {classes}")
+            names[index] = str(name)
         version = tuple(int(part) for part in re.findall(r"\d+", str(content.get("birder_version", "")))[:3])
         return Header((height, width), channels, tuple(names), content.get("task"), version)
     except pickle.UnpicklingError:
         raise ConfigError(f"{path}: damaged, or holds more than tensors and is not opened for safety") from None
-    except (RuntimeError, ValueError, LookupError, TypeError, EOFError, OSError, struct.error) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # a hostile pickle or JSON makes its readers raise what it likes
         raise ConfigError(f"{path}: not a birder checkpoint, or damaged: {_brief(error)}") from None
 
 

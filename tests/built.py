@@ -1,5 +1,7 @@
 """Destinations built without Ray or a network: the real write step, fed with made-up tables."""
 
+from typing import Any
+
 from birder_ray.chunk import Chunk, ErrorRow, Sample
 from birder_ray.collect import Collector
 from birder_ray.commit import Ledger
@@ -16,7 +18,7 @@ NAMES = ["heron", "stork", "ibis"]
 SCHEMAS = {
     "predictions": predictions_schema(3, logits=False),
     "embeddings": embeddings_schema(4, "float32"),
-    "features": features_schema({"stage1": 2}, ("mean",)),
+    "features": features_schema({"stage1": 2}, ("mean", "max", "std")),
 }
 FACTS = ModelFacts("tiny", "hgnet_v2_b0", "0" * 64, (64, 64))
 
@@ -35,16 +37,29 @@ def tables(shard: str, samples: list[Sample]) -> dict[str, bytes]:
                     continue
                 if pa.types.is_fixed_size_list(field.type):
                     row[field.name] = [float(s.index)] * field.type.list_size
-                elif pa.types.is_floating(field.type):
-                    row[field.name] = s.index / 100
-                else:
-                    row[field.name] = None
+            if name == "predictions":
+                row |= _prediction(s.index)
             rows.append(row)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, schema) as writer:
             writer.write_table(pa.Table.from_pylist(rows, schema))
         made[name] = sink.getvalue().to_pybytes()
     return made
+
+
+def _prediction(index: int) -> dict[str, Any]:
+    first = index % len(NAMES)
+    order = [first, *(n for n in range(len(NAMES)) if n != first)]
+    top = [0.5 + index % 40 / 100, 0.06, 0.02]
+    return {
+        "label": None,
+        "prediction": NAMES[first],
+        "probability": top[0],
+        "entropy": index % 100 / 100,
+        "top_indices": order,
+        "top_classes": [NAMES[n] for n in order],
+        "top_probabilities": top,
+    }
 
 
 def chunks(prefix: str, shard: str, size: int, bad: frozenset[int] = frozenset(), damaged: bool = False) -> list[Chunk]:

@@ -11,6 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from birder_ray.config import SourceConfig
 from birder_ray.errors import RunFailed, SampleError
+from birder_ray.retries import ATTEMPTS
 from birder_ray.source import count_samples, images, list_shards, read_samples
 from birder_ray.source.fetch import prefetch
 from birder_ray.testing import make_images, make_shards
@@ -170,7 +171,7 @@ def test_transient_errors_are_read_through(flaky: type[Flaky], format_: Any) -> 
 @pytest.mark.parametrize(
     ("error", "error_type", "opened"),
     [
-        (OSError("connection lost"), "ReadFailed", 5),
+        (OSError("connection lost"), "ReadFailed", ATTEMPTS),
         (FileNotFoundError("gone"), "NotFound", 1),
         (PermissionError("forbidden"), "Forbidden", 1),
     ],
@@ -195,6 +196,6 @@ def test_a_directory_that_changes_after_it_was_listed_ends_the_run(tmp_path: Pat
     (tmp_path / "class-0" / "000001.jpg").unlink()
     (changed,) = list_shards(source)
     assert changed.fingerprint != shard.fingerprint
-    images._names.cache_clear()
+    images._images.cache_clear()
     with pytest.raises(RunFailed, match="changed since they were listed"):
         list(read_samples(shard, source))

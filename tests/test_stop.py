@@ -58,7 +58,8 @@ def test_stopped_and_resumed(config, tmp_path, signals, within_s, says):
         asked = time.monotonic()
         for number in signals:
             assert run.signal(number)
-            time.sleep(0.2)
+            while "stopping: units in flight have" not in run.log() and not run.ended:
+                time.sleep(0.01)  # two signals before the first is looked at are one
         assert run.wait(90) == 1, run.log()
         took = time.monotonic() - asked
     finally:

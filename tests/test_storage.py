@@ -236,9 +236,9 @@ def test_concurrent_writers_of_one_name_leave_one_whole_content(tmp_path: Path) 
 class FakeClientError(Exception):
     """Has what a botocore ClientError has."""
 
-    def __init__(self, status: int):
+    def __init__(self, status: int, code: str | None = None):
         super().__init__(f"status {status}")
-        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": str(status)}}
+        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": code or f"Error{status}"}}
 
 
 FakeClientError.__name__ = "ClientError"
@@ -253,6 +253,8 @@ TRANSIENT = [
     FakeClientError(503),
     FakeClientError(429),
     FakeClientError(408),
+    FakeClientError(400, "RequestTimeout"),
+    FakeClientError(400, "IncompleteBody"),
     aiohttp.ClientResponseError(None, (), status=503),  # type: ignore[arg-type]
 ]
 PERMANENT = [
@@ -305,6 +307,19 @@ def test_retrying_ends(waits: list[float]) -> None:
     with pytest.raises(TimeoutError, match="third"):
         retry(failing([TimeoutError("first"), TimeoutError("second"), TimeoutError("third")]), attempts=3)
     assert len(waits) == 2
+
+
+def test_what_an_inner_retry_gave_up_on_is_not_tried_again_outside(waits: list[float]) -> None:
+    with pytest.raises(TimeoutError):
+        retry(lambda: retry(failing([TimeoutError()] * 99), attempts=3))
+    assert len(waits) == 2
+
+
+def test_a_retry_has_a_deadline(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries.time, "monotonic", lambda: sum(waits))
+    with pytest.raises(TimeoutError):
+        retry(failing([TimeoutError()] * 99), attempts=99)
+    assert 60 < sum(waits) <= retries.DEADLINE_S
 
 
 def test_interrupting_is_not_an_error_to_retry(waits: list[float]) -> None:

@@ -2,12 +2,17 @@
 
 import io
 import os
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from birder_ray.audit import audit, begun
+from birder_ray.check import Checked
 from birder_ray.commit import Ledger, encode, part_name, record_name
 from birder_ray.errors import ConfigError, VerifyFailed
 from birder_ray.folder import Folder
@@ -136,6 +141,52 @@ def test_an_unfinished_run(tmp_path):
     with pytest.raises(VerifyFailed, match=r"unfinished.*run the same command again"):
         verify(str(tmp_path))
     assert status(str(tmp_path)).finished is None
+
+
+def test_the_status_of_a_finished_run_reads_no_commit(folder, monkeypatch):
+    before = status(folder.url)
+    monkeypatch.setattr(Ledger, "read", lambda *_: pytest.fail("a record was read"))
+    assert status(folder.url) == before
+
+
+def test_the_status_of_a_limited_or_changed_destination_comes_from_the_commits(folder):
+    Ledger(folder).erase(_unit(folder, "b.tar"))
+    assert (status(folder.url).ended, status(folder.url).totals.samples) == (2, 38)
+
+
+def test_the_status_of_very_many_units_is_an_estimate(tmp_path, monkeypatch):
+    build(Folder(str(tmp_path)), {f"{n}.tar": 20 for n in range(30)}, finish=False)
+    exact = status(str(tmp_path))
+    assert (exact.estimated, exact.ended, exact.totals.units) == (False, 30, 60)
+    monkeypatch.setattr("birder_ray.verify._READ_ALL", 10)
+    monkeypatch.setattr("birder_ray.verify._SAMPLE", 20)
+    about = status(str(tmp_path))
+    assert (about.estimated, about.ended, about.totals.units) == (True, 30, 60)
+    assert about.totals.samples == pytest.approx(exact.totals.samples, rel=0.1)
+    assert about.totals.bytes["features"] == pytest.approx(exact.totals.bytes["features"], rel=0.1)
+
+
+def test_memory_is_a_few_parts_the_names_and_8_bytes_per_sample(folder, monkeypatch):
+    """Two thousand units of 2,048 samples, as they look once they are checked."""
+    units, rows = 2_000, 2_048
+    unit = _unit(folder, "a.tar", 0)
+    record = replace(Ledger(folder).read(unit), end=False)
+
+    class Fake:
+        def __init__(self, *_):
+            self.random = np.random.default_rng(0)
+
+        def __call__(self, name: str) -> Checked:
+            hashes = self.random.integers(0, 2**64, rows, np.uint64)
+            return Checked(name, replace(record, unit=name), hashes, [], {})
+
+    monkeypatch.setattr("birder_ray.audit.Check", Fake)
+    monkeypatch.setattr(Ledger, "units", lambda _: {f"{unit[:-6]}{n:06d}" for n in range(units)})
+    tracemalloc.start()
+    audit(Ledger(folder), begun(folder))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.2 * 8 * units * rows + 2_000 * units + 8_000_000
 
 
 def test_foreign_files_are_left_alone(folder):

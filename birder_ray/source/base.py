@@ -16,6 +16,9 @@ Wanted = Callable[[int], bool]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
+MAX_BYTES = 1 << 30
+"""No encoded image is larger; a server or an archive that never stops must not fill the memory."""
+
 SEQUENTIAL: dict[str, Any] = {"block_size": 8 << 20, "cache_type": "background", "cache_options": {"maxblocks": 3}}
 """How to open a remote shard: the next block is fetched while this one is worked on."""
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 import fsspec
 
 from birder_ray.errors import SampleError
-from birder_ray.retries import retry
-from birder_ray.storage import redact
+from birder_ray.retries import is_outage
+from birder_ray.storage import read_whole, redact
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -45,11 +45,19 @@ def prefetch(call: Callable[[T], U], items: Iterable[T], workers: int = WORKERS)
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def fetch(fs: fsspec.AbstractFileSystem, path: str) -> bytes | SampleError:
-    """The encoded bytes of one image, or why there are none."""
+def fetch(fs: fsspec.AbstractFileSystem, path: str, size: int | None = None) -> bytes | SampleError:
+    """The encoded bytes of one image, `size` of them where that is known, or why there are none.
+
+    Raises:
+        Exception: the whole store is out of reach; a host on the web that is, is one of many.
+    """
     try:
-        data = bytes(retry(lambda: fs.cat_file(path)))
+        data = read_whole(fs, path, size)
+    except SampleError as error:
+        return error
     except Exception as error:
+        if is_outage(error) and "http" not in fs.protocol:
+            raise
         return SampleError(failure(error), reason(error))
     return data or SampleError("EmptyFile", "the file has no bytes")
 

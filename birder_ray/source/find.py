@@ -5,12 +5,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from birder_ray.config import StorageOptions
 from birder_ray.errors import ConfigError
@@ -23,6 +24,7 @@ _VERSION_KEYS = (
     "ETag", "etag", "md5Hash", "content_md5", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified",
     "updated", "created",
 )  # fmt: skip
+_FIRST_ATTEMPTS = 5  # somebody waits to hear that the endpoint or the credentials are wrong
 
 
 class File(NamedTuple):
@@ -129,13 +131,41 @@ def _look(fs: fsspec.AbstractFileSystem, text: str) -> list[dict[str, Any]]:
     if _is_web(text) and text.endswith("/"):
         return [{"name": path, "type": "directory"}]
     try:
-        return [{**retry(lambda: fs.info(path)), "name": path}]
+        return [{**retry(lambda: fs.info(path), _FIRST_ATTEMPTS), "name": path}]
     except FileNotFoundError:
         if _is_web(text) or not re.search(r"[*?\[]", text):
             return []
     skip = len(_path(fs, _root(text)))
-    matches = retry(lambda: fs.glob(path, detail=True))
-    return [{**info, "name": name} for name, info in matches.items() if not hidden(name[skip:])]
+    return [info for info in _glob(fs, path) if not hidden(info["name"][skip:])]
+
+
+def _glob(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
+    """Files and directories that match; fsspec's own takes a directory that fails to be listed for an empty one."""
+    if isinstance(fs, LocalFileSystem):
+        yield from ({**info, "name": name} for name, info in fs.glob(path, detail=True).items())
+        return
+    parts = path.split("/")
+    fixed = next(index for index, part in enumerate(parts) if re.search(r"[*?\[]", part))
+    matches = re.compile(glob_translate(path)).match
+    level = ["/".join(parts[:fixed]) or fs.root_marker]
+    for depth in count(fixed + 1):
+        may_lead = re.compile(glob_translate("/".join(parts[:depth]))).match
+        deeper = depth < len(parts) or "**" in path
+        below: list[str] = []
+        for infos in prefetch(lambda folder: _listed(fs, folder), level):
+            yield from (info for info in infos if matches(info["name"]))
+            folders = (info["name"] for info in infos if info["type"] == "directory" and deeper)
+            below += [folder for folder in folders if "**" in path or may_lead(folder)]
+        level = below
+        if not level:
+            return
+
+
+def _listed(fs: fsspec.AbstractFileSystem, folder: str) -> list[dict[str, Any]]:
+    try:
+        return list(list_folder(fs, folder))
+    except FileNotFoundError:
+        return []
 
 
 def _walk(fs: fsspec.AbstractFileSystem, top: str, root: str) -> Iterator[Found]:

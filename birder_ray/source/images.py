@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import fsspec
+
 from birder_ray.chunk import Sample
 from birder_ray.config import SourceConfig
 from birder_ray.errors import RunFailed
+from birder_ray.retries import retry
 from birder_ray.source.base import IMAGE_SUFFIXES, Item, Shard, Wanted, hidden
 from birder_ray.source.fetch import fetch, prefetch
 from birder_ray.source.find import describe, list_folder, of_files
@@ -22,30 +25,50 @@ class _Directory:
 def read(shard: Shard, config: SourceConfig, start: int, wanted: Wanted) -> Iterator[Item]:
     """See `Format`. The label is the name of the directory, unless that is the source itself."""
     fs, folder = filesystem(shard.uri, config.options)
-    names = _names(_Directory(shard, config))
+    images = _images(_Directory(shard, config))
     label = shard.name.rpartition("/")[2] or None
 
     def item(index: int) -> Item:
-        uri = redact(join(shard.uri, names[index])).encode(errors="backslashreplace").decode()
+        name, size = images[index]
+        uri = redact(join(shard.uri, name)).encode(errors="backslashreplace").decode()
         path = f"{shard.name}/{uri.rpartition('/')[2]}".removeprefix("/")
-        return Sample(path, index, label, uri), fetch(fs, join(folder, names[index]))
+        return Sample(path, index, label, uri), fetch(fs, join(folder, name), size)
 
-    yield from prefetch(item, filter(wanted, range(start, len(names))))
+    yield from prefetch(item, filter(wanted, range(start, len(images))))
 
 
 def count(shard: Shard, config: SourceConfig, at_most: int) -> int:
     """See `Format`."""
-    return min(len(_names(_Directory(shard, config))), at_most)
+    return min(len(_images(_Directory(shard, config))), at_most)
 
 
 @lru_cache(maxsize=1)  # a process reads many ranges of one large directory, whose listing takes minutes
-def _names(directory: _Directory) -> list[str]:
+def _images(directory: _Directory) -> list[tuple[str, int | None]]:
+    """Names and sizes, where known, in the order of the indices."""
     shard = directory.shard
-    names = shard.members
-    if names is None:
+    if shard.members is not None:
+        images: list[tuple[str, int | None]] = [(name, None) for name in shard.members]
+    else:
         fs, folder = filesystem(shard.uri, directory.config.options)
-        infos = {info["name"].rpartition("/")[2]: info for info in list_folder(fs, folder) if info["type"] == "file"}
-        names = tuple(name for name in infos if name.lower().endswith(IMAGE_SUFFIXES) and not hidden(name))
-        if of_files({name: describe(fs, infos[name]) for name in names}) != shard.fingerprint:
-            raise RunFailed(f"{redact(shard.uri)}: its images changed since they were listed; run again to list anew")
-    return sorted(names, key=lambda name: name.encode(errors="surrogateescape"))
+        try:
+            images = retry(lambda: _listed(fs, folder, shard.fingerprint), attempts=3)
+        except _Changed:
+            message = f"{redact(shard.uri)}: its images changed since they were listed; run again to list anew"
+            raise RunFailed(message) from None
+    return sorted(images, key=lambda image: image[0].encode(errors="surrogateescape"))
+
+
+class _Changed(ConnectionError):
+    """A listing is another than before; worth a retry, since that of an eventually consistent store may lag behind."""
+
+
+def _listed(fs: fsspec.AbstractFileSystem, folder: str, fingerprint: str) -> list[tuple[str, int | None]]:
+    infos = {info["name"].rpartition("/")[2]: info for info in list_folder(fs, folder) if info["type"] == "file"}
+    files = {
+        name: describe(fs, info)
+        for name, info in infos.items()
+        if name.lower().endswith(IMAGE_SUFFIXES) and not hidden(name)
+    }
+    if of_files(files) != fingerprint:
+        raise _Changed
+    return [(name, file.size) for name, file in files.items()]

@@ -7,7 +7,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from birder_ray.chunk import Sample
 from birder_ray.config import SourceConfig
@@ -19,6 +19,7 @@ from birder_ray.source.resolve import Place, Resolver
 from birder_ray.storage import open_binary, redact
 
 _URI_NAMES = ("uri", "url", "image", "image_uri", "path", "file", "filename", "photo_url", "image_url")
+_LONGEST_LINE = 1 << 20
 _ID_NAMES = ("id", "image_id", "photo_id", "sample")
 
 
@@ -70,7 +71,7 @@ def check(shard: Shard, config: SourceConfig) -> None:
 
 def read(shard: Shard, config: SourceConfig, start: int, wanted: Wanted) -> Iterator[Item]:
     """See `Format`. The index is the row; ids that a manifest repeats get `#row` appended."""
-    resolve = Resolver(shard.uri, config.options)
+    resolve = Resolver(shard.uri, config.options, config.allow_local_uris)
     seen: set[bytes] = set()
 
     def wanted_rows() -> Iterator[tuple[Sample, Place | SampleError]]:
@@ -112,7 +113,7 @@ def _rows(shard: Shard, config: SourceConfig) -> Iterator[_Row]:
 def _csv_rows(shard: Shard, config: SourceConfig) -> Iterator[_Row]:
     with open_binary(shard.uri, config.options, **SEQUENTIAL) as raw:
         stream = gzip.GzipFile(fileobj=raw) if redact(shard.uri).lower().endswith(".gz") else raw
-        reader = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", "backslashreplace", newline=""), strict=True)
+        reader = csv.reader(_lines(io.TextIOWrapper(stream, "utf-8-sig", "backslashreplace", newline="")), strict=True)
         try:
             header = next(reader, None)
             if not header:
@@ -130,14 +131,22 @@ def _csv_rows(shard: Shard, config: SourceConfig) -> Iterator[_Row]:
             raise ShardDamaged("DamagedManifest", f"line {reader.line_num}: {error}") from None
 
 
+def _lines(text: IO[str]) -> Iterator[str]:
+    """The lines of a CSV file; one without end, as a small .gz can hold, must not fill the memory."""
+    while line := text.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise ShardDamaged("DamagedManifest", f"a line of more than {_LONGEST_LINE:,} characters")
+        yield line
+
+
 def _parquet_rows(shard: Shard, config: SourceConfig) -> Iterator[_Row]:
     with parquet.opened(shard, config) as file:
         picked = columns(file.schema_arrow.names, config, redact(shard.uri))
         index = 0
         for batch in file.iter_batches(1024, columns=list({*picked} - {None}), use_threads=False):
-            values = [batch.column(name).to_pylist() if name else [None] * batch.num_rows for name in picked]
+            values = [parquet.texts(batch.column(name)) if name else [None] * batch.num_rows for name in picked]
             for row in zip(*values, strict=True):
-                yield _row(f"{shard.name}#{index}", [parquet.as_text(value) for value in row])
+                yield _row(f"{shard.name}#{index}", list(row))
                 index += 1
 
 

@@ -16,6 +16,8 @@ from birder_ray.storage import open_binary, redact
 
 _USUAL_NAMES = ("image", "img", "bytes", "jpg", "content")
 _BATCH_ROWS = 16
+_ROWS_PER_BYTE = 64
+"""A footer that promises more rows is damaged: plans are made from it, and take memory for every 2,048 rows."""
 
 
 class _Watched:
@@ -46,11 +48,16 @@ def opened(shard: Shard, config: SourceConfig) -> Iterator[pq.ParquetFile]:
     with open_binary(shard.uri, config.options, **SEQUENTIAL) as raw:
         file = _Watched(raw)
         try:
-            yield pq.ParquetFile(file, buffer_size=1 << 20)
-        except (pa.ArrowException, OSError) as error:
+            parquet = pq.ParquetFile(file, buffer_size=1 << 20)
+            rows, size = parquet.metadata.num_rows, file.seek(0, 2)
+            groups = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+            if min(groups, default=0) < 0 or sum(groups) != rows or rows > size * _ROWS_PER_BYTE:
+                raise ShardDamaged("DamagedParquet", f"the footer speaks of {rows} rows, the file has {size} bytes")
+            yield parquet
+        except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
             if file.error:
                 raise file.error from None
-            raise ShardDamaged("DamagedParquet", " ".join(str(error).split())) from None
+            raise ShardDamaged("DamagedParquet", str(error)) from None
 
 
 def footer(shard: Shard, config: SourceConfig) -> pq.FileMetaData | None:
@@ -102,12 +109,14 @@ def read(shard: Shard, config: SourceConfig, start: int, wanted: Wanted) -> Iter
                 continue
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
                 data = pc.struct_field(batch.column(image), "bytes") if nested else batch.column(image)
+                labels = texts(batch.column(label)) if label else [None] * batch.num_rows
                 for row in range(batch.num_rows):
                     if index >= start and wanted(index):
-                        text = as_text(batch.column(label)[row].as_py()) if label else None
-                        sample = Sample(f"{shard.name}#{index}", index, text, f"{uri}#{index}")
+                        sample = Sample(f"{shard.name}#{index}", index, labels[row], f"{uri}#{index}")
                         yield sample, data[row].as_py() or SampleError("EmptyFile", "the row has no image bytes")
                     index += 1
+            if index != end:  # Arrow says nothing
+                raise ShardDamaged("DamagedParquet", f"the rows of group {group} end at {index}, not at {end}")
 
 
 def count(shard: Shard, config: SourceConfig, at_most: int) -> int:
@@ -116,8 +125,14 @@ def count(shard: Shard, config: SourceConfig, at_most: int) -> int:
         return min(int(file.metadata.num_rows), at_most)
 
 
-def as_text(value: Any) -> str | None:
-    """A label as text: the value found, whatever its type."""
+def texts(column: pa.Array) -> list[str | None]:
+    """A column as text: the values found, whatever their type."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())  # Parquet promises UTF-8, but nobody checks
+    return [_as_text(value) for value in column.to_pylist()]
+
+
+def _as_text(value: Any) -> str | None:
     return value.decode(errors="replace") if isinstance(value, bytes) else None if value is None else str(value)
 
 

@@ -13,22 +13,27 @@ from typing import IO, Any, cast
 from birder_ray.chunk import Sample
 from birder_ray.config import SourceConfig
 from birder_ray.errors import SampleError, ShardDamaged
-from birder_ray.source.base import IMAGE_SUFFIXES, SEQUENTIAL, Item, Shard, Wanted, count_intact, hidden
+from birder_ray.source.base import IMAGE_SUFFIXES, MAX_BYTES, SEQUENTIAL, Item, Shard, Wanted, count_intact, hidden
 from birder_ray.storage import open_binary, redact
 
 _STREAM_DAMAGE = (tarfile.ReadError, EOFError, gzip.BadGzipFile, zlib.error)
 _DAMAGE = (ShardDamaged, *_STREAM_DAMAGE)
+_NAME_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE
+)  # fmt: skip
+_LONGEST_NAME = 1 << 20
 _LABEL_SUFFIXES = (".cls", ".json", ".txt")
 
 
 @dataclass(frozen=True)
 class _Member:
-    """A regular file of the tar. `suffix` starts at the first dot of the file name; `data` of images and labels."""
+    """A regular file of the tar. `suffix` starts at the first dot of the file name; `data` of images and labels, or why
+    there is none."""
 
     name: str
     key: str
     suffix: str
-    data: bytes
+    data: bytes | SampleError
 
 
 def read(shard: Shard, config: SourceConfig, start: int, wanted: Wanted) -> Iterator[Item]:
@@ -47,7 +52,7 @@ def count(shard: Shard, config: SourceConfig, at_most: int) -> int:
     return count_intact(_samples(shard, config), at_most)
 
 
-def _samples(shard: Shard, config: SourceConfig) -> Iterator[tuple[Sample, bytes]]:
+def _samples(shard: Shard, config: SourceConfig) -> Iterator[Item]:
     index = 0
     seen: set[str] = set()
     uri = redact(shard.uri)
@@ -85,7 +90,11 @@ def _members(tar: tarfile.TarFile) -> Iterator[_Member]:
         suffix = dot + extension.lower()
         if member.isreg() and suffix and not hidden(member.name):
             used = suffix in _LABEL_SUFFIXES or suffix.endswith(IMAGE_SUFFIXES)
-            data = cast(IO[bytes], tar.extractfile(member)).read() if used else b""
+            data: bytes | SampleError = b""
+            if used and (member.issparse() or member.size > MAX_BYTES):  # holes are read as zeros, terabytes of them
+                data = SampleError("TooLarge", f"a tar member of {member.size:,} bytes")
+            elif used:
+                data = cast(IO[bytes], tar.extractfile(member)).read()
             yield _Member(member.name, folder + slash + stem, suffix, data)
 
 
@@ -93,7 +102,7 @@ def _label(group: list[_Member], column: str | None) -> str | None:
     texts = {
         member.suffix: member.data.decode(errors="replace").strip()
         for member in reversed(group)
-        if member.suffix in _LABEL_SUFFIXES
+        if member.suffix in _LABEL_SUFFIXES and isinstance(member.data, bytes)
     }
     if column is None and ".cls" in texts:
         return texts[".cls"]
@@ -110,6 +119,11 @@ def _label(group: list[_Member], column: str | None) -> str | None:
 
 class _Header(tarfile.TarInfo):
     """A header that tells the end of a tar from damage; tarfile alone ends in silence at both."""
+
+    def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _NAME_HEADERS and self.size > _LONGEST_NAME:  # tarfile reads these whole, whatever they claim
+            raise ShardDamaged("DamagedTar", f"a name of {self.size:,} bytes in the header at byte {self.offset}")
+        return cast(tarfile.TarInfo, super()._proc_member(tarfile_))  # type: ignore[misc]
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Header":
