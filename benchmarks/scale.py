@@ -292,6 +292,8 @@ def commits(told: argparse.Namespace) -> None:
             )  # fmt: skip
             if where == "disk":
                 shutil.rmtree(f"{root}/{rows}")
+        if where == "disk":
+            os.rmdir(root)
 
 
 # ---- run ----

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +30,7 @@ SUCCESS = "_SUCCESS"
 CLASSES = "classes.parquet"
 _DICTIONARY_COLUMNS = ["shard", "label", "prediction", "top_classes.list.element", "step", "error_type"]
 _READERS = 32
+_READ_AT_ONCE = 4096
 _ATTEMPTS = 5
 _RECORD = re.compile(r"(.+-[0-9a-f]{12}-\d{6,})\.json")
 
@@ -116,13 +118,15 @@ class Ledger:
         except (FileNotFoundError, TypeError, KeyError, AttributeError, ValueError):
             record = None
         if record is None or record.unit != unit:
-            raise ConfigError(f"damaged commit record {name}: delete that file and run again to redo its unit")
+            raise ConfigError(f"damaged commit record {name}: run birder-ray repair, then the same command again")
         return record
 
     def records(self, units: Iterable[str]) -> Iterator[Record]:
         """Records of `units`, read side by side, in order."""
+        left = iter(units)
         with ThreadPoolExecutor(_READERS) as pool:
-            yield from pool.map(self.read, units)
+            while some := list(islice(left, _READ_AT_ONCE)):
+                yield from pool.map(self.read, some)
 
     def parts(self, table: str) -> set[str]:
         """Names of the units that have a file in `table`, committed or not."""

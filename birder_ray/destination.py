@@ -1,6 +1,7 @@
 """A destination's life: whose recipe it holds, when a new one takes over, and what stands in it when a run is over."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 
 from birder_ray import manifest as manifests
@@ -85,7 +86,15 @@ class Destination:
             self.manifest |= {"unit_rows": stored["unit_rows"], "created": stored["created"]}
         self.unit_rows: int = self.manifest["unit_rows"]
         self.classes = encode(classes_table(class_names), part_metadata(recipe.core, ""))
+        self.stored = stored
         self.adopted = False
+
+    def known_totals(self, done: AbstractSet[str]) -> Totals | None:
+        """Sums over the units in `done`, if they are just those that a finished run has summed up already."""
+        if self.replaces or self.stored is None or not self.stored["totals"] or not self.folder.exists(SUCCESS):
+            return None
+        known = Totals(**self.stored["totals"])
+        return known if known.units == len(done) else None
 
     def check(self, plan: Plan) -> None:
         """Refuse commits of inputs that the source does not hold any more.

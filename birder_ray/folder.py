@@ -180,14 +180,21 @@ class Folder:
     def exists(self, name: str) -> bool:
         return bool(retry(lambda: self.fs.exists(self.at(name))))
 
-    def names(self, folder: str) -> dict[str, int]:
-        """File names directly in `folder` with their sizes in bytes; temporary files of a crash are left out."""
+    def names(self, folder: str) -> set[str]:
+        """File names directly in `folder`; temporary files of a crash are left out."""
         try:
-            entries = retry(lambda: self.fs.ls(self.at(folder), detail=True, refresh=True))
+            found = set(self._local_names(folder) if self.local else self._remote_names(folder))
         except FileNotFoundError:
-            return {}
-        named = ((entry["name"].rpartition("/")[2], entry) for entry in entries if entry["type"] == "file")
-        return {name: entry["size"] for name, entry in named if name and not name.endswith(".tmp")}
+            return set()
+        return {name for name in found if name and not name.endswith(".tmp")}
+
+    def _local_names(self, folder: str) -> Iterator[str]:
+        with os.scandir(self.at(folder)) as entries:  # a tenth of the time and memory of fsspec's list
+            yield from (entry.name for entry in entries if entry.is_file())
+
+    def _remote_names(self, folder: str) -> Iterator[str]:
+        entries = retry(lambda: self.fs.ls(self.at(folder), detail=True, refresh=True))
+        return (entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file")
 
     def delete(self, name: str) -> None:
         """Delete `name` if it is there."""

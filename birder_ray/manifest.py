@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -115,14 +116,20 @@ def versions() -> dict[str, str]:
 def told(config: RunConfig) -> dict[str, Any]:
     """`config` as JSON without secrets: of storage options the names only, of URLs no credentials."""
     fields = config.model_dump(mode="json")
-    fields["source"]["uri"] = [redact(uri) for uri in config.source.uri]
+    fields["source"]["uri"] = [_lasting(uri) for uri in config.source.uri]
     fields["source"]["options"] = sorted(config.source.options)
     fields["destination_options"] = sorted(config.destination_options)
     fields["destination"] = redact(config.destination)
-    fields["model"]["name"] = redact(config.model.name)
+    name = config.model.name  # of a published model, a path or a URL
+    fields["model"]["name"] = _lasting(name) if os.path.exists(name) else redact(name)
     if config.model.weights_mirror is not None:
         fields["model"]["weights_mirror"] = redact(config.model.weights_mirror)
     return fields
+
+
+def _lasting(uri: str) -> str:
+    """`uri` as it will be understood from another working directory, too; without credentials."""
+    return redact(uri) if "://" in uri or uri.startswith("file:") else os.path.abspath(uri)
 
 
 def new_manifest(config: RunConfig, recipe: Recipe, model: ModelFacts, shards: Sequence[Any]) -> dict[str, Any]:

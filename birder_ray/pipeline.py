@@ -132,11 +132,12 @@ class _Scoring:
         self.lock = lock
         self.observer = observer
         self.stop = stop
-        self.totals = Totals()
         self.units = set(plan.done)
         self.ended: set[str] = set()
-        for record in place.ledger.records(sorted(plan.done)):
-            self.totals.add(record)
+        self.totals = place.known_totals(self.units) or Totals()
+        if self.totals.units != len(self.units):
+            for record in place.ledger.records(sorted(self.units)):
+                self.totals.add(record)
         self.meter = Meter(plan.samples, before=self.totals.samples)
 
     def run(self, chunks: Iterator[Chunk], workers: dict[str, int]) -> None:

@@ -34,6 +34,9 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns on every machine without GPUs
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ side writes to our standard error
 }
+_MOST_READ_TASKS = 10_000
+"""Ray makes an object of each before the first starts, at a millisecond each; further work shares tasks."""
+
 _NO_PROGRESS_S = 600
 _SLOWEST_BYTES_PER_S = 10_000_000
 _OWN_ERROR = re.compile(r"^birder_ray\.errors\.(ConfigError|RunFailed): (.+)$", re.MULTILINE)
@@ -54,8 +57,8 @@ def session(address: str | None) -> Iterator[Hardware]:
     """
     for setting, value in _QUIET.items():
         os.environ.setdefault(setting, value)
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("ray", "ray.data"):  # what goes wrong in there is told once, by us, in one line
+        logging.getLogger(name).setLevel(logging.ERROR if os.environ.get("BIRDER_RAY_DEBUG") else logging.CRITICAL)
     attached = ray.is_initialized()
     if not attached:
         local = {"object_store_memory": 2 * _GIB, "include_dashboard": False} if address is None else {}
@@ -206,7 +209,9 @@ def stream(
     _configure(max((each.shard.size or 0 for each in work), default=0))
     arrow: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
     chain = (
-        ray.data.from_items([{"work": pickle.dumps(each)} for each in work], override_num_blocks=len(work))
+        ray.data.from_items(
+            [{"work": pickle.dumps(each)} for each in work], override_num_blocks=min(len(work), _MOST_READ_TASKS)
+        )
         .map_batches(read, num_cpus=sizes.reader_cpus, concurrency=sizes.readers, **arrow)
         .map_batches(
             _PreprocessActor,

@@ -54,7 +54,7 @@ def status(url: str, options: dict[str, Any] | None = None) -> Status:
     done = told.get("finished") if told.get("recipe") == manifest["recipe"]["key"] else None
     sums, limited = manifest["totals"], manifest["config"]["source"]["limit"] is not None
     estimated = False
-    if done and sums and (sums["units"], sums["samples"]) == (len(units), told["samples"]) and not limited:
+    if done and sums and (sums["units"], sums["samples"]) == (len(units), told.get("samples")) and not limited:
         totals, ended = Totals(**sums), inputs
     elif len(units) <= _READ_ALL:
         totals, ended = _summed(ledger, sorted(units), manifest["recipe"]["key"])

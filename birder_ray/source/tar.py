@@ -16,7 +16,7 @@ from birder_ray.errors import SampleError, ShardDamaged
 from birder_ray.source.base import IMAGE_SUFFIXES, MAX_BYTES, SEQUENTIAL, Item, Shard, Wanted, count_intact, hidden
 from birder_ray.storage import open_binary, redact
 
-_STREAM_DAMAGE = (tarfile.ReadError, EOFError, gzip.BadGzipFile, zlib.error)
+_STREAM_DAMAGE = (tarfile.ReadError, tarfile.StreamError, EOFError, gzip.BadGzipFile, zlib.error)
 _DAMAGE = (ShardDamaged, *_STREAM_DAMAGE)
 _NAME_HEADERS = (
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE
@@ -121,6 +121,8 @@ class _Header(tarfile.TarInfo):
     """A header that tells the end of a tar from damage; tarfile alone ends in silence at both."""
 
     def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0:
+            raise ShardDamaged("DamagedTar", f"a member of {self.size:,} bytes in the header at byte {self.offset}")
         if self.type in _NAME_HEADERS and self.size > _LONGEST_NAME:  # tarfile reads these whole, whatever they claim
             raise ShardDamaged("DamagedTar", f"a name of {self.size:,} bytes in the header at byte {self.offset}")
         return cast(tarfile.TarInfo, super()._proc_member(tarfile_))  # type: ignore[misc]
