@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from birder_ray import pipeline
+from birder_ray.commit import Ledger
 from birder_ray.config import RunConfig
 from birder_ray.read import read_chunks
 from birder_ray.sizes import Hardware
@@ -116,3 +117,19 @@ def test_any_history_ends_like_an_undisturbed_run(chance, tmp_path, seed):
             run("disturbed", limit, retry=chance.random() < 0.2)
             verify(str(tmp_path / "disturbed"))
     assert _content(tmp_path / "disturbed") == whole
+
+
+def test_a_finished_run_is_left_alone_without_reading_its_records(chance, tmp_path, monkeypatch):
+    """Of a run of a million units that would take minutes."""
+    make_shards(str(tmp_path / "data"), 45, 2, size=(4, 4), labels=False)
+    config = RunConfig(
+        source=str(tmp_path / "data"), model="m", destination=str(tmp_path / "out"), compute={"unit_rows": ROWS}
+    )
+    first = pipeline.run(config)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    read, asked = Ledger.read, []
+    monkeypatch.setattr(Ledger, "read", lambda ledger, unit: asked.append(unit) or read(ledger, unit))
+    again = pipeline.run(config)
+    assert (again.units, again.total_units, again.total_images) == (0, 10, first.images)
+    assert len(asked) <= 2, "one of each shard, for the plan"
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == before

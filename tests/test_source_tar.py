@@ -222,3 +222,49 @@ def test_count_stops_at_the_limit_or_at_damage(tmp_path: Path) -> None:
 def test_uri_names_the_member_but_no_secret(tmp_path: Path) -> None:
     ((sample, _),), _ = read(tmp_path, packed([("a/b.jpg", b"1"), ("a/b.json", json.dumps({}).encode())]))
     assert sample.uri == f"{tmp_path}/s.tar#a/b.jpg"
+
+
+def _header(kind: bytes, size: int) -> bytearray:
+    header = tarfile.TarInfo("a.jpg")
+    header.size, header.type = size, kind
+    return bytearray(header.tobuf(tarfile.GNU_FORMAT))
+
+
+def _checked(header: bytearray) -> bytes:
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def _sparse() -> bytes:
+    """512 bytes stored, 3 GiB read."""
+    header = _header(tarfile.GNUTYPE_SPARSE, 512)
+    header[386:410], header[483:495] = b"%011o\0%011o\0" % (0, 512), b"%011o\0" % (3 << 30)
+    return _checked(header) + b"x" * 512
+
+
+def _negative() -> bytes:
+    header = _header(tarfile.REGTYPE, 0)
+    header[124:136] = b"\xff" * 11 + b"\x00"
+    return _checked(header)
+
+
+@pytest.mark.parametrize(
+    ("member", "told"),
+    [
+        (_sparse(), "TooLarge"),
+        (bytes(_header(tarfile.GNUTYPE_LONGNAME, 2 << 30)), "DamagedTar"),
+        (bytes(_header(tarfile.XHDTYPE, 2 << 30)), "DamagedTar"),
+        (bytes(_header(tarfile.REGTYPE, 2 << 30)), "TooLarge"),
+        (_negative(), "DamagedTar"),
+    ],
+    ids=["sparse", "long name", "pax", "member", "negative"],
+)
+def test_archives_made_to_fill_the_memory(tmp_path: Path, member: bytes, told: str) -> None:
+    """None of these is read, nor stepped over in silence: the sample before stands, and what is wrong is said."""
+    before = packed([("first.jpg", b"1")])[: 2 * tarfile.BLOCKSIZE]
+    items, error = read(tmp_path, before + member + bytes(10240))
+    assert items[0][1] == b"1"
+    found = [data.error_type for _, data in items if isinstance(data, SampleError)]
+    assert told in [*found, error.error_type if error else None]
+    assert all(isinstance(data, SampleError) or len(data) < 10 for _, data in items)

@@ -355,6 +355,10 @@ def test_a_missing_bucket_is_a_missing_file(s3_moto: Any) -> None:
         ("https://host/a.tar?X-Amz-Signature=abc/def", "https://host/a.tar"),
         ("https://host?signature=abc", "https://host"),
         ("simplecache::https://user:password@host/a.tar?signature=abc", "simplecache::https://host/a.tar"),
+        ("HTTPS://user:password@host/x?signature=1", "HTTPS://host/x"),
+        ("zip://a.jpg::https://user:password@host/b.zip?signature=1", "zip://a.jpg::https://host/b.zip"),
+        ("s3://key:se/cret@bucket/x", "s3://bucket/x"),
+        ("https://host:8080/mail@example.jpg", "https://host:8080/mail@example.jpg"),
     ],
 )
 def test_no_credentials_are_shown(url: str, shown: str) -> None:
