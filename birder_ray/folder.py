@@ -5,6 +5,7 @@ requests decide on S3 (`If-None-Match`, `If-Match`); on a local disk a lock on t
 takes. Other object stores compare before they write, which leaves a moment in between.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +23,9 @@ from birder_ray.storage import filesystem, read_whole, redact
 
 _ONE_PUT_BYTES = 2 * 2**30
 """Up to here s3fs is told to write with one conditional PUT; above, in parts."""
+
+_NOT_SUPPORTED = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EMLINK}
+"""What file systems without hard links, or without locks, say."""
 
 _RENAME_S = 10.0
 """A rename takes no longer, unless the process that is at it is stopped."""
@@ -92,6 +96,14 @@ class Folder:
                     return True
                 except FileExistsError:
                     return False
+                except OSError as error:
+                    if error.errno not in _NOT_SUPPORTED:
+                        raise
+                with self._alone():  # a memory stick
+                    if os.path.lexists(self.at(name)):
+                        return False
+                    os.replace(temporary, self.at(name))
+                    return True
         return self._put_if(name, data, mode="create")
 
     def version(self, name: str) -> str | None:
@@ -165,7 +177,11 @@ class Folder:
                 try:
                     fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                except BlockingIOError:
+                except OSError as error:
+                    if error.errno in _NOT_SUPPORTED:  # some network drives: what is compared stays compared
+                        break
+                    if not isinstance(error, BlockingIOError):
+                        raise
                     if time.monotonic() > deadline:
                         raise RunFailed(f"{self.path}: a process that writes to it is stopped; end it") from None
                     time.sleep(0.01)

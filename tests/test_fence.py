@@ -1,5 +1,6 @@
 """A run that was paused, lost its lock and wakes up again cannot write over what the new owner wrote."""
 
+import errno
 import hashlib
 
 import pyarrow as pa
@@ -101,3 +102,23 @@ def test_a_process_stopped_in_the_middle_of_a_rename_is_named(tmp_path, monkeypa
     with stopped._alone(), pytest.raises(RunFailed, match="is stopped"):
         other.replace("part", b"2", other.version("part"))
     assert other.read("part") == b"1"
+
+
+@pytest.mark.parametrize("lacks", [{"link"}, {"flock"}, {"link", "flock"}])
+def test_file_systems_without_hard_links_or_locks(tmp_path, monkeypatch, lacks):
+    def refuse(*_):
+        raise OSError(errno.EPERM if "link" in lacks else errno.ENOLCK, "not here")
+
+    if "link" in lacks:
+        monkeypatch.setattr(folders.os, "link", refuse)
+    if "flock" in lacks:
+        monkeypatch.setattr(folders.fcntl, "flock", refuse)
+    folder = Folder(str(tmp_path))
+    assert folder.create("part", b"1")
+    assert not folder.create("part", b"2")
+    version = folder.version("part")
+    assert folder.replace("part", b"3", version)
+    assert not folder.replace("part", b"4", version)
+    assert folder.read("part") == b"3"
+    assert folder.names("") == {"part"}
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]

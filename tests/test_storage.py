@@ -192,7 +192,7 @@ def test_a_failed_create_leaves_no_temporary_file(tmp_path: Path, monkeypatch: p
     folder = Folder(str(tmp_path))
 
     def refuse(*_: Any) -> None:
-        raise PermissionError(errno.EPERM, "no hard links here")
+        raise PermissionError(errno.EACCES, "not yours")
 
     monkeypatch.setattr(os, "link", refuse)
     with pytest.raises(PermissionError):
