@@ -243,6 +243,13 @@ def _sparse() -> bytes:
     return _checked(header) + b"x" * 512
 
 
+def _endless(name: str) -> bytes:
+    """Of 2 EiB, by its header."""
+    header = _header(tarfile.REGTYPE, 0)
+    header[: len(name)], header[124:136] = name.encode(), b"\x80" + (1 << 61).to_bytes(11, "big")
+    return _checked(header)
+
+
 def _negative() -> bytes:
     header = _header(tarfile.REGTYPE, 0)
     header[124:136] = b"\xff" * 11 + b"\x00"
@@ -256,9 +263,11 @@ def _negative() -> bytes:
         (bytes(_header(tarfile.GNUTYPE_LONGNAME, 2 << 30)), "DamagedTar"),
         (bytes(_header(tarfile.XHDTYPE, 2 << 30)), "DamagedTar"),
         (bytes(_header(tarfile.REGTYPE, 2 << 30)), "TooLarge"),
+        (_endless("a.jpg"), "TooLarge"),
+        (_endless("a.bin"), "TruncatedTar"),
         (_negative(), "DamagedTar"),
     ],
-    ids=["sparse", "long name", "pax", "member", "negative"],
+    ids=["sparse", "long name", "pax", "member", "endless", "endless and unused", "negative"],
 )
 def test_archives_made_to_fill_the_memory(tmp_path: Path, member: bytes, told: str) -> None:
     """None of these is read, nor stepped over in silence: the sample before stands, and what is wrong is said."""
@@ -267,4 +276,5 @@ def test_archives_made_to_fill_the_memory(tmp_path: Path, member: bytes, told: s
     assert items[0][1] == b"1"
     found = [data.error_type for _, data in items if isinstance(data, SampleError)]
     assert told in [*found, error.error_type if error else None]
+    assert error is not None or told == "TooLarge"
     assert all(isinstance(data, SampleError) or len(data) < 10 for _, data in items)

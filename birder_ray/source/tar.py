@@ -91,11 +91,22 @@ def _members(tar: tarfile.TarFile) -> Iterator[_Member]:
         if member.isreg() and suffix and not hidden(member.name):
             used = suffix in _LABEL_SUFFIXES or suffix.endswith(IMAGE_SUFFIXES)
             data: bytes | SampleError = b""
-            if used and (member.issparse() or member.size > MAX_BYTES):  # holes are read as zeros, terabytes of them
+            if used and member.issparse():
+                data = SampleError("TooLarge", "a tar member with holes, which may be read as terabytes of zeros")
+            elif used and member.size > MAX_BYTES:
                 data = SampleError("TooLarge", f"a tar member of {member.size:,} bytes")
             elif used:
                 data = cast(IO[bytes], tar.extractfile(member)).read()
             yield _Member(member.name, folder + slash + stem, suffix, data)
+        _step_over(tar)
+
+
+def _step_over(tar: tarfile.TarFile) -> None:
+    """Go to the next header. tarfile does that too, but goes on past the end of the stream, for exabytes if told so."""
+    stream = cast(IO[bytes], tar.fileobj)
+    while (left := tar.offset - 1 - stream.tell()) > 0:
+        if not stream.read(min(left, 1 << 20)):
+            raise tarfile.ReadError("unexpected end of data")
 
 
 def _label(group: list[_Member], column: str | None) -> str | None:

@@ -27,7 +27,7 @@ SPECS = (
 )
 SUFFIXES = {"tar": "tar", "parquet": "parquet", "manifest": "csv"}
 ERROR_TYPES = {
-    "EmptyFile", "UndecodableImage", "TruncatedImage", "DecompressionBomb", "DamagedTar", "TruncatedTar",
+    "EmptyFile", "UndecodableImage", "TruncatedImage", "DecompressionBomb", "DamagedTar", "TruncatedTar", "TooLarge",
     "DamagedParquet", "DamagedManifest", "MissingColumn", "BadUri", "BadRow", "NotFound", "Forbidden", "ReadFailed",
 }  # fmt: skip
 MEMORY_BYTES = 4 << 30
