@@ -93,6 +93,9 @@ def make(store: Store, format_: Any, count: int = 24) -> list[Item]:
 # reading
 
 
+_ROUNDS = 30
+
+
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize(
     "fault",
@@ -105,8 +108,11 @@ def test_every_format_is_read_whole_under_every_fault(store: Store, format_: str
     truth = make(store, format_)
     store.proxy.latency_s = 0.05
     store.proxy.faults = {fault: 0.2}
-    assert read(store.source(format_)) == truth
-    assert store.proxy.count(fault=fault) > 0
+    for _ in range(_ROUNDS):  # few requests make a format, and chance may spare them all
+        assert read(store.source(format_)) == truth
+        if store.proxy.count(fault=fault):
+            return
+    raise AssertionError("no fault struck")
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -116,8 +122,11 @@ def test_every_format_is_read_whole_under_all_faults_at_once(store: Store, forma
     store.proxy.faults = dict.fromkeys(
         ["slow_down", "internal", "reset", "reset_mid_body", "truncated", "short_length", "expired"], 0.03
     )
-    assert read(store.source(format_)) == truth
-    assert len({request.fault for request in store.proxy.requests}) > 3
+    for _ in range(_ROUNDS):
+        assert read(store.source(format_)) == truth
+        if len({request.fault for request in store.proxy.requests}) > 3:
+            return
+    raise AssertionError("hardly any fault struck")
 
 
 def ranges(proxy: FaultyS3, matching: str) -> list[tuple[int, str]]:
