@@ -66,9 +66,9 @@ def seaweed_bucket(seaweed_endpoint) -> Iterator[S3]:
     yield from _bucket(seaweed_endpoint)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[object]:
-    """A Ray cluster of three nodes on this machine."""
+    """A Ray cluster of three nodes on this machine, gone before other tests start."""
     from tests.chaos.surroundings import RayCluster
 
     made = RayCluster()
