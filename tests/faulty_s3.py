@@ -54,8 +54,8 @@ class _Answer:
 class FaultyS3:
     """Proxy to the S3 server at `upstream`; `with FaultyS3(endpoint, seed) as proxy: proxy.faults = {"reset": 0.1}`.
 
-    Whether a request goes wrong depends on the seed, the request, and how often the same came before; not on the
-    order in which different ones come in.
+    Whether a request goes wrong depends on the seed, the request without its bucket, and how often the same came
+    before; not on the order in which different ones come in.
 
     Args:
         burst: how many requests in a row a `slow_down` is for, whatever they ask. latency_s: of a `latency` fault.
@@ -115,7 +115,9 @@ class FaultyS3:
         """The fault of this request, noted down."""
         with self._lock:
             nth = self._nth[method, path, range_] = self._nth.get((method, path, range_), 0) + 1
-            fault = self._draw(random.Random(f"{self.seed} {method} {path} {range_} {nth}"), f"{method} {path}", path)
+            in_bucket = re.sub(r"^/[^/?]+", "", path)  # buckets have random names
+            rng = random.Random(f"{self.seed} {method} {in_bucket} {range_} {nth}")
+            fault = self._draw(rng, f"{method} {path}", path)
             if key in self.revoked:
                 fault = "expired"
             self.requests.append(Request(method, path, range_, fault))

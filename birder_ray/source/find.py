@@ -15,7 +15,7 @@ from fsspec.utils import glob_translate
 
 from birder_ray.config import StorageOptions
 from birder_ray.errors import ConfigError
-from birder_ray.retries import retry
+from birder_ray.retries import is_outage, retry
 from birder_ray.source.base import fingerprint, hidden
 from birder_ray.source.fetch import failure, prefetch, reason
 from birder_ray.storage import filesystem, is_local, redact
@@ -61,7 +61,7 @@ def find(uri: str, options: StorageOptions) -> Iterator[Found]:
     except ConfigError:
         raise
     except Exception as error:
-        if failure(error) == "Forbidden":
+        if failure(error) == "Forbidden" and not is_outage(error):  # credentials that have expired say so
             remote = "give credentials in the environment or in source.options, {anon: true} for a public bucket"
             remedy = "check its permissions" if is_local(uri) else remote
             raise ConfigError(f"{redact(uri)}: access is forbidden; {remedy}") from None

@@ -43,10 +43,10 @@ class _PreprocessActor(runtime._PreprocessActor):
 
 class _InferActor(runtime._InferActor):
     def __init__(self, *told: Any, **named: Any):
-        import torch
-
         _fail_to_start(FOLDER, "infer")
         super().__init__(*told, **named)
+        import torch  # not earlier: its libraries mark a process that is inside its start
+
         batch = self.infer._batch
 
         def scarce(pixels: Any) -> Any:
