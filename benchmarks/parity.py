@@ -22,11 +22,11 @@ from birder.data.datasets.directory import get_image_loader
 from birder.data.transforms.classification import inference_preset
 from birder.inference.classification import infer_batch, infer_image
 
-from birder_ray.chunk import Chunk, Sample
+from birder_ray.chunk import Chunk, InputSpec, Sample
 from birder_ray.config import ModelConfig, OutputsConfig
 from birder_ray.demo import efficientnet_lite0_checkpoint
 from birder_ray.infer import Infer
-from birder_ray.preprocess import InputSpec, Preprocess
+from birder_ray.preprocess import Preprocess
 from birder_ray.testing import tiny_checkpoint
 
 BATCH_SIZES = (1, 7, 64)

@@ -5,7 +5,7 @@ fails at a step leaves `samples` and enters `errors`, so the two together are al
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +47,25 @@ CHUNK_SCHEMA = pa.schema(
         pa.field("tables", pa.map_(pa.string(), pa.large_binary())),
     ]
 )
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How an image becomes the input of a network, as in birder's `inference_preset`.
+
+    Args:
+        size: height and width in pixels.
+        center_crop: fraction of the resized image that the crop keeps.
+        simple_crop: resize until `size` is covered, keeping the aspect ratio, then crop.
+        decoder: `torchvision` as `birder-predict` does, `pil` as the model cards' `infer_image` does.
+        channels: 3 (RGB) or 1 (grey).
+    """
+
+    size: tuple[int, int]
+    center_crop: float = 1.0
+    simple_crop: bool = False
+    decoder: Literal["torchvision", "pil"] = "torchvision"
+    channels: int = 3
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from birder_ray import runtime
-from birder_ray.chunk import Chunk
+from birder_ray.chunk import Chunk, InputSpec
 from birder_ray.collect import Collector
 from birder_ray.commit import SUCCESS, Ledger, Record
 from birder_ray.config import RunConfig
@@ -25,9 +24,6 @@ from birder_ray.sizes import choose_sizes
 from birder_ray.source import count_samples, list_shards
 from birder_ray.stop import Stop
 from birder_ray.storage import redact
-
-if TYPE_CHECKING:  # torch takes seconds to import, and is imported while Ray starts
-    from birder_ray.preprocess import InputSpec
 
 _JUDGED_AFTER = 200
 """Samples after which the error rate is judged while a run goes on."""
@@ -105,14 +101,13 @@ def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> R
 @dataclass(frozen=True)
 class _Model:
     facts: ModelFacts
-    spec: "InputSpec"
+    spec: InputSpec
     class_names: Sequence[str]
 
 
 def _identify(config: RunConfig) -> _Model:
     """What the driver needs to know of the model, without building it."""
-    from birder_ray.backbone import resolve
-    from birder_ray.preprocess import InputSpec
+    from birder_ray.backbone import resolve  # imports torch for seconds, while Ray starts
 
     weights = resolve(config.model)
     size = config.model.size or weights.size
@@ -134,10 +129,10 @@ class _Scoring:
         self.stop = stop
         self.units = set(plan.done)
         self.ended: set[str] = set()
-        self.totals = place.known_totals(self.units) or Totals()
-        if self.totals.units != len(self.units):
-            for record in place.ledger.records(sorted(self.units)):
-                self.totals.add(record)
+        known = place.known_totals(self.units)
+        self.totals = known or Totals()
+        for record in place.ledger.records(sorted(self.units)) if known is None else ():
+            self.totals.add(record)
         self.meter = Meter(plan.samples, before=self.totals.samples)
 
     def run(self, chunks: Iterator[Chunk], workers: dict[str, int]) -> None:

@@ -6,9 +6,8 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import dropwhile, takewhile
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from birder_ray.chunk import Chunk, ErrorRow, Sample
+from birder_ray.chunk import Chunk, ErrorRow, InputSpec, Sample
 from birder_ray.errors import SampleError
 from birder_ray.schema import DECODE
 
@@ -34,25 +33,6 @@ _PNG_FEED = 1 << 14  # what is left of it is copied at every call
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _CPP_LOCATION = re.compile(r"^.*?\.cpp:\d+, ")
 _CUT_SHORT = re.compile(r"truncated|incomplete|not enough image data", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """How an image becomes the input of a network, as in birder's `inference_preset`.
-
-    Args:
-        size: height and width in pixels.
-        center_crop: fraction of the resized image that the crop keeps.
-        simple_crop: resize until `size` is covered, keeping the aspect ratio, then crop.
-        decoder: `torchvision` as `birder-predict` does, `pil` as the model cards' `infer_image` does.
-        channels: 3 (RGB) or 1 (grey).
-    """
-
-    size: tuple[int, int]
-    center_crop: float = 1.0
-    simple_crop: bool = False
-    decoder: Literal["torchvision", "pil"] = "torchvision"
-    channels: int = 3
 
 
 class Preprocess:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from birder_ray.audit import begun
-from birder_ray.chunk import Chunk, Sample
+from birder_ray.chunk import Chunk, InputSpec, Sample
 from birder_ray.commit import Ledger, Record, part_name
 from birder_ray.config import RunConfig
 from birder_ray.errors import BirderRayError, ConfigError, SampleError
@@ -160,7 +160,7 @@ class _Scorer:
     def __init__(self, config: RunConfig, facts: Mapping[str, Any]):
         from birder_ray.backbone import resolve
         from birder_ray.infer import Infer
-        from birder_ray.preprocess import InputSpec, Preprocess
+        from birder_ray.preprocess import Preprocess
 
         model, needed = config.model, f"weights of sha256 {facts['weights_sha256'][:12]}…"
         try:

@@ -10,13 +10,13 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
 
-from birder_ray.chunk import Chunk
+from birder_ray.chunk import Chunk, InputSpec
 from birder_ray.config import RunConfig
 from birder_ray.errors import BirderRayError, ConfigError, RunFailed
 from birder_ray.folder import Folder
@@ -25,9 +25,6 @@ from birder_ray.plan import Work
 from birder_ray.read import read_chunks
 from birder_ray.schema import DECODE, INFER
 from birder_ray.sizes import Hardware, Sizes
-
-if TYPE_CHECKING:  # torch is loaded where it is used: in the actors
-    from birder_ray.preprocess import InputSpec
 
 _GIB = 1024**3
 _QUIET = {
@@ -130,7 +127,7 @@ class _RemoteAttempts:
 class _PreprocessActor:
     """Ray Data's callable around `Preprocess`."""
 
-    def __init__(self, spec: "InputSpec", attempts: _RemoteAttempts, sample_timeout_s: float):
+    def __init__(self, spec: InputSpec, attempts: _RemoteAttempts, sample_timeout_s: float):
         with starting(DECODE, attempts, _actor_id()):
             from birder_ray.preprocess import Preprocess
 
@@ -171,7 +168,7 @@ def _actor_id() -> str:
 def stream(
     work: Sequence[Work],
     config: RunConfig,
-    spec: "InputSpec",
+    spec: InputSpec,
     weights_sha256: str,
     sizes: Sizes,
     stopping: Callable[[], bool],

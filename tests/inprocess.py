@@ -1,6 +1,7 @@
 """A whole run in this process: the real steps one after the other, without Ray."""
 
 from birder_ray.backbone import resolve
+from birder_ray.chunk import InputSpec
 from birder_ray.collect import Collector
 from birder_ray.commit import Ledger, Record
 from birder_ray.config import RunConfig
@@ -9,7 +10,7 @@ from birder_ray.folder import Folder
 from birder_ray.infer import Infer
 from birder_ray.manifest import ModelFacts, Recipe
 from birder_ray.plan import make_plan
-from birder_ray.preprocess import InputSpec, Preprocess
+from birder_ray.preprocess import Preprocess
 from birder_ray.read import read_chunks
 from birder_ray.source import list_shards
 

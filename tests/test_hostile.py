@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 
 from birder_ray import manifest as manifests
-from birder_ray.chunk import Chunk, Sample
+from birder_ray.chunk import Chunk, InputSpec, Sample
 from birder_ray.config import RunConfig, SourceConfig
 from birder_ray.console import Console, fail, results
 from birder_ray.errors import BirderRayError, ConfigError, SampleError, ShardDamaged, plain
-from birder_ray.preprocess import InputSpec, Preprocess
+from birder_ray.preprocess import Preprocess
 from birder_ray.source import list_shards, read_samples
 from birder_ray.source.resolve import Resolver
 from birder_ray.source.web import is_public

@@ -12,8 +12,8 @@ from birder.data.transforms.classification import inference_preset
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from birder_ray.chunk import Chunk, Sample
-from birder_ray.preprocess import InputSpec, Preprocess
+from birder_ray.chunk import Chunk, InputSpec, Sample
+from birder_ray.preprocess import Preprocess
 
 SIZE = (24, 32)
 RANDOM = np.random.default_rng(0)

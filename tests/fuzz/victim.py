@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from birder_ray.chunk import Chunk, Sample
+from birder_ray.chunk import Chunk, InputSpec, Sample
 from birder_ray.config import SourceConfig
 from birder_ray.errors import ConfigError
 from birder_ray.plan import Work
-from birder_ray.preprocess import InputSpec, Preprocess
+from birder_ray.preprocess import Preprocess
 from birder_ray.read import read_chunks
 from birder_ray.source import list_shards
 from birder_ray.testing import make_images
