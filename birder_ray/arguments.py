@@ -117,3 +117,11 @@ def config_of(sources: tuple[str, ...], told: dict[str, Any]) -> RunConfig:
         put(fields, path, value)
     fields["source"]["options"], fields["destination_options"] = source_options, output_options
     return RunConfig(**fields)
+
+
+def destination(command: F) -> F:
+    """Decorator: the argument DEST, and the options that open it."""
+    option = click.option(
+        "--option", "options", multiple=True, metavar="KEY=VALUE", help="fsspec option, e.g. endpoint_url=..."
+    )
+    return click.argument("dest")(option(command))

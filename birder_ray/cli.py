@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from birder_ray.arguments import config_of, job_options, pairs
+from birder_ray.arguments import config_of, destination, job_options, pairs
 from birder_ray.config import RunConfig
 from birder_ray.console import Console, duration, fail, messages, results, show_summary
 from birder_ray.errors import BirderRayError, ConfigError, VerifyFailed, printable
@@ -85,8 +85,7 @@ def _count(number: int | None) -> str:
 
 
 @app.command()
-@click.argument("dest")
-@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="fsspec option, e.g. endpoint_url=...")
+@destination
 def status(dest: str, options: tuple[str, ...]) -> None:
     """Say how far the run that writes DEST is, from its commits alone."""
     from birder_ray.verify import status as read_status
@@ -107,8 +106,7 @@ def status(dest: str, options: tuple[str, ...]) -> None:
 
 
 @app.command()
-@click.argument("dest")
-@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="fsspec option, e.g. endpoint_url=...")
+@destination
 @click.option("--deep", is_flag=True, help="decode and check every value, and score some images again")
 @click.option("--rescore", type=click.IntRange(0), help="with --deep: how many images to score again [default: 16]")
 @click.option("--seed", default=0, help="of the choice of those images")
@@ -149,8 +147,7 @@ def _rescore(
 
 
 @app.command()
-@click.argument("dest")
-@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="fsspec option, e.g. endpoint_url=...")
+@destination
 @click.option("--deep", is_flag=True, help="go by every value, too, as verify --deep does")
 def repair(dest: str, options: tuple[str, ...], deep: bool) -> None:
     """Take back the units of DEST that verify finds damaged, so that the same command as before scores them again."""

@@ -21,6 +21,7 @@ from birder_ray.rescore import rescore
 from birder_ray.schema import ERRORS, OUTPUT_TABLES
 from birder_ray.testing import make_shards, tiny_checkpoint
 from birder_ray.verify import verify
+from tests.built import rewrite
 from tests.inprocess import score
 
 
@@ -64,17 +65,6 @@ def _units(folder: Folder) -> list[str]:
     return sorted(Ledger(folder).units())
 
 
-def _change(folder: Folder, table: str, unit: str, change) -> None:
-    """Change a part and its commit alike, so that only its content gives it away."""
-    file = pq.ParquetFile(io.BytesIO(folder.read(part_name(table, unit))))
-    told = {k.decode(): v.decode() for k, v in file.metadata.metadata.items() if k.startswith(b"birder_ray")}
-    data = encode(change(file.read()), told)
-    folder.write(part_name(table, unit), data)
-    record = folder.read_json(record_name(unit))
-    record["parts"][table] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    folder.write_json(record_name(unit), record)
-
-
 def _set(column: str, row: int, value):
     def change(table: pa.Table) -> pa.Table:
         values = table[column].to_pylist()
@@ -113,7 +103,7 @@ def test_what_a_run_wrote_is_sound(folder):
 )
 def test_values_that_cannot_be_right(folder, table, change, message):
     unit = _units(folder)[1]
-    _change(folder, table, unit, change)
+    rewrite(folder, table, unit, change)
     verify(folder.url)
     with pytest.raises(VerifyFailed, match=message) as found:
         verify(folder.url, deep=True)
@@ -131,7 +121,7 @@ def test_a_part_of_other_widths_than_the_others(folder):
         kind = pa.list_(pa.float32(), 3)
         return table.set_column(at, pa.field("embedding", kind), pa.array(vectors, kind))
 
-    _change(folder, "embeddings", unit, narrow)
+    rewrite(folder, "embeddings", unit, narrow)
     with pytest.raises(VerifyFailed, match=f"embeddings/{unit}.parquet: its columns are not those of the other parts"):
         verify(folder.url, deep=True)
     assert repair(folder.url, deep=True).units == [unit]
@@ -163,7 +153,7 @@ def test_errors_are_checked_too(tmp_path, model):
     verify(folder.url, deep=True)
     assert rescore(folder.url, 10).same == 3
     (unit,) = _units(folder)
-    _change(folder, ERRORS, unit, _set("step", 0, "dream"))
+    rewrite(folder, ERRORS, unit, _set("step", 0, "dream"))
     with pytest.raises(VerifyFailed, match=f"errors/{unit}.parquet: a step that there is not"):
         verify(folder.url, deep=True)
 
@@ -213,7 +203,7 @@ def test_the_choice_is_seeded_and_spread_over_the_units(own, monkeypatch):
 )
 def test_numbers_that_do_not_come_out_again(folder, table, column, value):
     unit = _units(folder)[2]
-    _change(folder, table, unit, _set(column, 1, value))
+    rewrite(folder, table, unit, _set(column, 1, value))
     verify(folder.url, deep=True)
     (wrong,) = rescore(folder.url, 24).wrong
     assert column in wrong

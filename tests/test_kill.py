@@ -15,6 +15,7 @@ from birder_ray.commit import COMMITS, SUCCESS
 from birder_ray.folder import Folder
 from birder_ray.testing import make_shards, tiny_checkpoint
 from birder_ray.verify import verify
+from tests.chaos.processes import family, send
 from tests.results import assert_same, table
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -41,42 +42,24 @@ class Run:
         )
         self.temporary = temporary
 
-    def family(self) -> dict[int, str]:
-        """Pids and titles of everything that this run's Ray started, also when the driver is gone."""
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"RAY_TMPDIR={self.temporary}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-        return found
-
     def kill(self, *titles: str) -> list[str]:
         """SIGKILL to the workers whose title holds one of `titles`."""
-        hit = [(pid, title) for pid, title in self.family().items() if any(name in title for name in titles)]
+        hit = [(pid, title) for pid, title in family(self.temporary).items() if any(name in title for name in titles)]
         for pid, _ in hit:
-            _kill(pid)
+            send(pid, signal.SIGKILL)
         return [title for _, title in hit]
 
     def end(self) -> int:
         """SIGKILL to the driver and, as its machine would, to all that it started."""
-        _kill(self.process.pid)
+        send(self.process.pid, signal.SIGKILL)
         code = self.process.wait(30)
         deadline = time.monotonic() + 30
-        while (left := [pid for pid in self.family() if pid != os.getpid()]) and time.monotonic() < deadline:
+        while (left := family(self.temporary)) and time.monotonic() < deadline:
             for pid in left:
-                _kill(pid)
+                send(pid, signal.SIGKILL)
             time.sleep(0.1)
         self.log.close()
         return code
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def _wait(run: Run, folder: Folder, commits: int, deadline_s: float = 240) -> bool:

@@ -17,7 +17,7 @@ from birder_ray.commit import Ledger, encode, part_name, record_name
 from birder_ray.errors import ConfigError, VerifyFailed
 from birder_ray.folder import Folder
 from birder_ray.verify import status, verify
-from tests.built import build
+from tests.built import build, rewrite
 
 SHARDS = {"a.tar": 25, "b.tar": 10, "cut.tar": 12}
 
@@ -31,20 +31,6 @@ def folder(tmp_path) -> Folder:
 
 def _unit(folder: Folder, shard: str, number: int = 0) -> str:
     return next(u for u in Ledger(folder).units() if u.startswith(shard) and u.endswith(f"{number:06d}"))
-
-
-def _rewrite(folder: Folder, table: str, unit: str, change) -> None:
-    """Change a part and its commit alike, so that only its content gives it away."""
-    import hashlib
-
-    file = pq.ParquetFile(io.BytesIO(folder.read(part_name(table, unit))))
-    told = {k.decode(): v.decode() for k, v in file.metadata.metadata.items() if k.startswith(b"birder_ray")}
-    data = encode(change(file.read()), told)
-    folder.write(part_name(table, unit), data)
-    record = folder.read_json(record_name(unit))
-    rows = pq.ParquetFile(io.BytesIO(data)).metadata.num_rows
-    record["parts"][table] = {"rows": rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    folder.write_json(record_name(unit), record)
 
 
 def test_a_whole_destination_passes(folder):
@@ -93,7 +79,7 @@ def test_a_damaged_commit(folder):
 
 def test_a_row_lost_in_one_table(folder):
     unit = _unit(folder, "a.tar", 1)
-    _rewrite(folder, "embeddings", unit, lambda table: table.slice(1))
+    rewrite(folder, "embeddings", unit, lambda table: table.slice(1))
     with pytest.raises(VerifyFailed, match=f"{unit}: its tables hold different samples"):
         verify(folder.url)
 
@@ -101,7 +87,7 @@ def test_a_row_lost_in_one_table(folder):
 def test_a_row_lost_in_every_table(folder):
     unit = _unit(folder, "a.tar", 1)
     for table in ("predictions", "embeddings", "features"):
-        _rewrite(folder, table, unit, lambda table: table.slice(1))
+        rewrite(folder, table, unit, lambda table: table.slice(1))
     with pytest.raises(VerifyFailed, match=f"{unit}: 10 samples read, but 10 rows and 0 errors committed and 9 held"):
         verify(folder.url)
 
@@ -114,14 +100,14 @@ def test_a_sample_twice(folder):
         return table.set_column(0, table.schema.field("sample"), pa.array([names[0], names[0], *names[2:]]))
 
     for table in ("predictions", "embeddings", "features"):
-        _rewrite(folder, table, unit, twice)
+        rewrite(folder, table, unit, twice)
     with pytest.raises(VerifyFailed, match=r"1 samples stand more than once, e.g. a.tar/10"):
         verify(folder.url)
 
 
 def test_a_part_of_another_recipe(folder):
     unit = _unit(folder, "b.tar")
-    _rewrite(folder, "predictions", unit, lambda table: table)
+    rewrite(folder, "predictions", unit, lambda table: table)
     data = folder.read(part_name("predictions", unit))
     file = pq.ParquetFile(io.BytesIO(data))
     told = {k.decode(): v.decode() for k, v in file.metadata.metadata.items() if k.startswith(b"birder_ray")}
