@@ -24,7 +24,7 @@ TITLES = {"preprocess": "_PreprocessActor", "infer": "_InferActor", "raylet": "r
 DRIVER_FAULTS = ("driver KILL", "driver TERM", "driver INT", "driver STOP", "machine KILL")
 ACTOR_FAULTS = tuple(f"{who} {what}" for who in ("preprocess", "infer") for what in ("KILL", "TERM", "STOP"))
 START_FAULTS = ("preprocess-raises", "preprocess-dies", "infer-raises", "infer-dies", "memory", "no-memory", "clock")
-ENDS = {"driver KILL": -9, "machine KILL": -9, "driver TERM": -15, "driver INT": -2}
+ENDS = {"driver KILL": -9, "machine KILL": -9, "head KILL": -9, "driver TERM": -15, "driver INT": -2}
 
 
 class Surroundings(Protocol):
@@ -33,7 +33,7 @@ class Surroundings(Protocol):
     def disturb(self, chance: random.Random) -> list[str]:
         """Let things go wrong from now on; returns which."""
 
-    def strike(self, fault: str, run: "Run") -> bool:
+    def strike(self, fault: str, driver: Driver) -> bool:
         """Carry out a fault of its own; whether it is one."""
 
     def mend(self) -> None:
@@ -93,7 +93,8 @@ class Run:
         chance, struck = self.chance, []
         around = self.place.surroundings.disturb(chance) if self.place.surroundings else []
         pool = [*DRIVER_FAULTS, *ACTOR_FAULTS, *self.place.faults * 3]
-        at_start = tuple(f"{name}-0" for name in chance.sample(START_FAULTS, chance.choice([0, 0, 1, 1, 2])))
+        # few: most of them end a run before anything else can strike it
+        at_start = tuple(f"{name}-0" for name in chance.sample(START_FAULTS, chance.choice([0, 0, 0, 0, 1, 2])))
         events = [chance.choice(pool) for _ in range(chance.choice([0, 1] if around else [1, 1, 2, 3]))]
         before, driver = self.commits(), self.start(_spelled(at_start))
         if "clock-0" in at_start:
@@ -119,7 +120,7 @@ class Run:
     def strike(self, driver: Driver, fault: str) -> bool:
         """Whether there was something to strike."""
         who, what = fault.split()
-        if self.place.surroundings and self.place.surroundings.strike(fault, self):
+        if self.place.surroundings and self.place.surroundings.strike(fault, driver):
             return True
         if who == "machine":
             driver.end(self.place.private)

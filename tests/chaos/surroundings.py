@@ -5,11 +5,12 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from tests.chaos.processes import ROOT, send, short
-from tests.chaos.scenarios import Run
+from tests.chaos.processes import ROOT, Driver, send, short
 from tests.faulty_s3 import FaultyS3
 
 S3_FAULTS = {
@@ -40,7 +41,7 @@ class FullDisk:
         self._mount(f"remount,size={max(used, int(share * self.needed)) // 1024 + 8}k")
         return [f"disk of {share:.0%}"]
 
-    def strike(self, fault: str, run: Run) -> bool:
+    def strike(self, fault: str, driver: Driver) -> bool:
         return False
 
     def mend(self) -> None:
@@ -62,7 +63,7 @@ class FaultyStorage:
         self.proxy.faults = {kind: S3_FAULTS[kind] * chance.choice([0.3, 1, 2]) for kind in kinds}
         return kinds
 
-    def strike(self, fault: str, run: Run) -> bool:
+    def strike(self, fault: str, driver: Driver) -> bool:
         return False
 
     def mend(self) -> None:
@@ -70,64 +71,76 @@ class FaultyStorage:
 
 
 class RayCluster:
-    """A head and two workers on this machine, as raylets of their own; workers that are struck are replaced."""
+    """A head and two workers on this machine, as raylets of their own; what was struck is replaced."""
+
+    _SMALL: ClassVar[dict[str, Any]] = {"object_store_memory": 256 * 1024**2, "include_dashboard": False}
 
     def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
         self.temporary = short("cluster")
         (self.temporary / "ray").mkdir()  # where Ray notes the address of the cluster
-        os.environ["RAY_TMPDIR"] = str(self.temporary)
-        os.environ["PYTHONPATH"] = str(ROOT)
-        small: dict[str, Any] = {"object_store_memory": 256 * 1024**2, "include_dashboard": False}
+        self.lost: list[Any] = []
+        self.told: dict[str, Any] = {}
+        """Blocks of the pipeline file that send a run here."""
+        with self._own_processes():
+            self._start()
+
+    @contextmanager
+    def _own_processes(self) -> Iterator[None]:
+        """What is started meanwhile is marked as the cluster's, and finds this package."""
+        os.environ |= {"RAY_TMPDIR": str(self.temporary), "PYTHONPATH": str(ROOT)}
         try:
-            head = {"num_cpus": 1, "_system_config": {"health_check_failure_threshold": 3}, **small}
-            self.cluster = Cluster(initialize_head=True, head_node_args={**head, "temp_dir": str(self.temporary)})
-            self.small = small
-            self.nodes = [self._add(), self._add()]
+            yield
         finally:
             del os.environ["RAY_TMPDIR"], os.environ["PYTHONPATH"]
-        self.lost: list[Any] = []
+
+    def _start(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 1, "_system_config": {"health_check_failure_threshold": 3}, **self._SMALL}
+        self.cluster = Cluster(initialize_head=True, head_node_args={**head, "temp_dir": str(self.temporary)})
+        self.nodes = [self._add(), self._add()]
+        self.told["compute"] = {"ray_address": str(self.cluster.address)}
 
     def _add(self) -> Any:
-        return self.cluster.add_node(num_cpus=1, **self.small)
-
-    @property
-    def address(self) -> str:
-        return str(self.cluster.address)
+        return self.cluster.add_node(num_cpus=1, **self._SMALL)
 
     def disturb(self, chance: random.Random) -> list[str]:
         self.chance = chance
         return []
 
-    def strike(self, fault: str, run: Run) -> bool:
+    def strike(self, fault: str, driver: Driver) -> bool:
         who, what = fault.split()
-        if who != "raylet":
-            return False
+        if who == "head":  # its machine, on which the driver runs
+            driver.signal(signal.SIGKILL)
+            self.lost += [self.cluster.head_node]
+            killed = [_send(self.cluster.head_node, kind, signal.SIGKILL) for kind in ("gcs_server", "raylet")]
+            return all(killed)
         left = [node for node in self.nodes if node not in self.lost]
-        if not left:
+        if who != "raylet" or not left:
             return False
         node = self.chance.choice(left)
-        pid = node.all_processes["raylet"][0].process.pid
         if what == "KILL":
             self.lost.append(node)
-            return send(pid, signal.SIGKILL)
-        send(pid, signal.SIGSTOP)
+            return _send(node, "raylet", signal.SIGKILL)
+        _send(node, "raylet", signal.SIGSTOP)
         time.sleep(self.chance.uniform(0.5, 4))
-        return send(pid, signal.SIGCONT)
+        return _send(node, "raylet", signal.SIGCONT)
 
     def mend(self) -> None:
-        os.environ["RAY_TMPDIR"] = str(self.temporary)
-        os.environ["PYTHONPATH"] = str(ROOT)
-        try:
+        with self._own_processes():
+            if self.cluster.head_node in self.lost:
+                self.cluster.shutdown()
+                self._start()
             for node in self.nodes:
                 if node not in self.lost and node.any_processes_alive() and not node.dead_processes():
                     continue
                 self.cluster.remove_node(node, allow_graceful=False)
                 self.nodes[self.nodes.index(node)] = self._add()
-        finally:
-            del os.environ["RAY_TMPDIR"], os.environ["PYTHONPATH"]
         self.lost = []
 
     def close(self) -> None:
         self.cluster.shutdown()
+
+
+def _send(node: Any, kind: str, number: int) -> bool:
+    return send(node.all_processes[kind][0].process.pid, number)

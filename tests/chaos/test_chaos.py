@@ -116,6 +116,6 @@ def _place(kind, format, seed, request, tmp_path: Path, chaos_data, stack: ExitS
         place.url, place.surroundings = str(tmp_path / "disk" / "out"), disk
     elif kind == "cluster":
         place.surroundings = cluster = request.getfixturevalue("cluster")
-        place.told = {"compute": {"ray_address": cluster.address}}
-        place.private, place.workers, place.faults = False, cluster.temporary, ("raylet KILL", "raylet STOP")
+        place.told, place.private, place.workers = cluster.told, False, cluster.temporary
+        place.faults = ("raylet KILL", "raylet STOP", "head KILL")
     return place, data
