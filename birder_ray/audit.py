@@ -19,7 +19,6 @@ from birder_ray import deep as contents
 from birder_ray import manifest as manifests
 from birder_ray.check import Check, Finding, hashes_of
 from birder_ray.commit import CLASSES, SUCCESS, Ledger, Record, part_name
-from birder_ray.destination import Totals
 from birder_ray.errors import ConfigError
 from birder_ray.folder import Folder
 from birder_ray.plan import split_name, unit_name, unit_prefix
@@ -27,6 +26,7 @@ from birder_ray.schema import ERRORS, OUTPUT_TABLES, WHOLE_SHARD
 from birder_ray.source.base import Shard
 from birder_ray.source.fetch import prefetch
 from birder_ray.storage import redact
+from birder_ray.totals import Totals
 
 _THREADS = 8
 _COMPARED_AT_ONCE = 1 << 20

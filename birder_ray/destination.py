@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 from birder_ray import manifest as manifests
 from birder_ray.classes import classes_table
-from birder_ray.commit import CLASSES, COMMITS, SUCCESS, Ledger, Record, encode, part_name
+from birder_ray.commit import CLASSES, COMMITS, SUCCESS, Ledger, encode, part_name
 from birder_ray.config import RunConfig
 from birder_ray.errors import ConfigError
 from birder_ray.folder import to_json
@@ -15,39 +15,7 @@ from birder_ray.plan import Plan
 from birder_ray.schema import ERRORS, OUTPUT_TABLES, part_metadata
 from birder_ray.source.base import Shard
 from birder_ray.storage import redact
-
-
-@dataclass
-class Totals:
-    """Sums over commits; `bytes` by table, `seconds` by step."""
-
-    units: int = 0
-    samples: int = 0
-    rows: int = 0
-    errors: int = 0
-    bytes: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def add(self, record: Record) -> None:
-        self.units += 1
-        self.samples += record.samples
-        self.rows += record.rows
-        self.errors += record.errors
-        for table, part in record.parts.items():
-            self.bytes[table] = self.bytes.get(table, 0) + part.bytes
-        for step, spent in record.seconds.items():
-            self.seconds[step] = self.seconds.get(step, 0.0) + spent
-
-    def scaled(self, times: float) -> "Totals":
-        """All sums times a factor."""
-        return Totals(
-            units=round(times * self.units),
-            samples=round(times * self.samples),
-            rows=round(times * self.rows),
-            errors=round(times * self.errors),
-            bytes={table: round(times * size) for table, size in self.bytes.items()},
-            seconds={step: times * spent for step, spent in self.seconds.items()},
-        )
+from birder_ray.totals import Totals
 
 
 class Destination:

@@ -11,7 +11,7 @@ from birder_ray.chunk import Chunk, InputSpec
 from birder_ray.collect import Collector
 from birder_ray.commit import SUCCESS, Ledger, Record
 from birder_ray.config import RunConfig
-from birder_ray.destination import Destination, Totals
+from birder_ray.destination import Destination
 from birder_ray.errors import BirderRayError, RunFailed, Stopped
 from birder_ray.folder import Folder
 from birder_ray.guard import ATTEMPTS
@@ -24,6 +24,7 @@ from birder_ray.sizes import choose_sizes
 from birder_ray.source import count_samples, list_shards
 from birder_ray.stop import Stop
 from birder_ray.storage import redact
+from birder_ray.totals import Summing, Totals
 
 _JUDGED_AFTER = 200
 """Samples after which the error rate is judged while a run goes on."""
@@ -84,18 +85,20 @@ def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> R
             config.run.retry_errors,
         )
         place.check(plan)
-        scoring = _Scoring(config, place, plan, lock, observer, stop)
+        earlier = stack.enter_context(Summing(ledger, plan.done, place.known_totals(plan.done)))
+        scoring = _Scoring(config, place, plan, earlier, lock, observer, stop)
         if plan.work:
             ray = ray or stack.enter_context(runtime.session(config.compute.ray_address))
             sizes = choose_sizes(ray, config.compute, len(plan.work))
             sha256 = model.facts.weights_sha256
             with closing(runtime.stream(plan.work, config, model.spec, sha256, sizes, lambda: stop.asked)) as chunks:
                 scoring.run(chunks, sizes.workers)
-        scoring.judge(at_least=1)
         lock.check()
-        place.finish(plan, scoring.totals, scoring.units)
-        folder.delete(ATTEMPTS)
-        return scoring.summary(time.perf_counter() - started)
+        totals = earlier.result() + scoring.totals
+        scoring.judge(at_least=1)
+        place.finish(plan, totals, scoring.units)
+        ledger.discard(ATTEMPTS)
+        return scoring.summary(totals, time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -118,22 +121,29 @@ def _identify(config: RunConfig) -> _Model:
 
 
 class _Scoring:
-    """The part of a run from scored chunks to commits, with its counts."""
+    """The part of a run from scored chunks to commits, with its counts; `earlier` are those of the runs before."""
 
-    def __init__(self, config: RunConfig, place: Destination, plan: Plan, lock: Lock, observer: Observer, stop: Stop):
+    def __init__(
+        self,
+        config: RunConfig,
+        place: Destination,
+        plan: Plan,
+        earlier: Summing,
+        lock: Lock,
+        observer: Observer,
+        stop: Stop,
+    ):
         self.config = config
         self.place = place
         self.plan = plan
+        self.earlier = earlier
         self.lock = lock
         self.observer = observer
         self.stop = stop
         self.units = set(plan.done)
         self.ended: set[str] = set()
-        known = place.known_totals(self.units)
-        self.totals = known or Totals()
-        for record in place.ledger.records(sorted(self.units)) if known is None else ():
-            self.totals.add(record)
-        self.meter = Meter(plan.samples, before=self.totals.samples)
+        self.totals = Totals()
+        self.meter = Meter(plan.samples, before=earlier.so_far.samples)
 
     def run(self, chunks: Iterator[Chunk], workers: dict[str, int]) -> None:
         """Commit every unit of the plan, or raise; what is complete when the run is stopped is committed all the same.
@@ -151,6 +161,7 @@ class _Scoring:
             for chunk in chunks:
                 if self.lock.lost:
                     self.lock.check()
+                self.meter.before = self.earlier.so_far.samples
                 self.meter.scored(chunk)
                 collector.add(chunk)
                 self.judge(at_least=_JUDGED_AFTER)
@@ -195,11 +206,12 @@ class _Scoring:
         """Raise RunFailed where too much of what was read is quarantined.
 
         Args:
-            at_least: samples before which nothing is said.
+            at_least: samples before which nothing is said; nor is anything before the earlier runs' are known.
         """
-        samples = self.meter.before + self.meter.images + self.meter.errors
-        errors = self.totals.errors - self.meter.committed_errors + self.meter.errors
-        if samples < at_least or errors <= self.config.run.max_error_rate * samples:
+        earlier = self.earlier.so_far
+        samples = earlier.samples + self.meter.images + self.meter.errors
+        errors = earlier.errors + self.meter.errors
+        if not self.earlier.complete or samples < at_least or errors <= self.config.run.max_error_rate * samples:
             return
         kinds = ", ".join(f"{name} {count}" for name, count in self.meter.error_types.most_common(3))
         where = redact(self.config.destination)
@@ -209,17 +221,17 @@ class _Scoring:
             f"source and run again with --retry-errors"
         )
 
-    def summary(self, seconds: float) -> RunSummary:
-        """What this run did in so many seconds."""
+    def summary(self, totals: Totals, seconds: float) -> RunSummary:
+        """What this run did in so many seconds, and what the destination holds now."""
         return RunSummary(
             destination=redact(self.config.destination),
             recipe=self.place.recipe.key,
             images=self.meter.committed_images,
             errors=self.meter.committed_errors,
             units=self.meter.units,
-            total_images=self.totals.rows,
-            total_errors=self.totals.errors,
-            total_units=self.totals.units,
+            total_images=totals.rows,
+            total_errors=totals.errors,
+            total_units=totals.units,
             seconds=seconds,
             images_per_s=self.meter.images_per_s,
             utilisation=self.meter.utilisation,

@@ -7,11 +7,11 @@ from typing import Any
 
 from birder_ray.audit import audit, begun
 from birder_ray.commit import SUCCESS, Ledger
-from birder_ray.destination import Totals
 from birder_ray.errors import VerifyFailed
 from birder_ray.folder import Folder
 from birder_ray.plan import split_name, unit_name
 from birder_ray.storage import redact
+from birder_ray.totals import Totals
 
 _TOLD = 10
 """Findings that a message lists."""

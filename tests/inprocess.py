@@ -5,7 +5,7 @@ from birder_ray.chunk import InputSpec
 from birder_ray.collect import Collector
 from birder_ray.commit import Ledger, Record
 from birder_ray.config import RunConfig
-from birder_ray.destination import Destination, Totals
+from birder_ray.destination import Destination
 from birder_ray.folder import Folder
 from birder_ray.infer import Infer
 from birder_ray.manifest import ModelFacts, Recipe
@@ -13,6 +13,7 @@ from birder_ray.plan import make_plan
 from birder_ray.preprocess import Preprocess
 from birder_ray.read import read_chunks
 from birder_ray.source import list_shards
+from birder_ray.totals import Totals
 
 
 def score(config: RunConfig) -> None:
