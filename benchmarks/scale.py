@@ -1,6 +1,7 @@
 """What the plan, the resume, `status` and the commits cost, in seconds and memory, far past what one machine scores.
 
     python benchmarks/scale.py plan [--shards 10000 100000] [--units 10]     plan, resume, status
+    python benchmarks/scale.py records --s3 URL [--units 20000]        listing and reading records on an object store
     python benchmarks/scale.py commits [--s3 URL --option KEY=VALUE]   the write step alone, fed with made-up chunks
     python benchmarks/scale.py run [--units 2000] [--plot run.png]           a real run of tiny units, watched
 
@@ -30,21 +31,23 @@ UNIT_ROWS = 100
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["plan", "commits", "run", "child"])
+    parser.add_argument("what", choices=["plan", "records", "commits", "run", "child"])
     parser.add_argument("names", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--folder", default=tempfile.gettempdir())
     parser.add_argument("--shards", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--units", type=int, default=0, help="per shard (plan: 10), or in all (run: 2000)")
+    parser.add_argument(
+        "--units", type=int, default=0, help="per shard (plan: 10), or in all (run: 2000, records: 20000)"
+    )
     parser.add_argument("--unit-rows", type=int, nargs="+", default=[64, 2048, 65_536])
     parser.add_argument("--megabytes", type=int, default=1000, help="written for each line of `commits`")
-    parser.add_argument("--s3", help="also time commits to this URL")
+    parser.add_argument("--s3", help="also time commits to this URL, or records at it")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--plot", help="PNG of the driver's memory")
     told = parser.parse_args()
     if told.what == "child":
         print(json.dumps(CHILDREN[told.names[0]](*map(json.loads, told.names[1:]))))
     else:
-        {"plan": plan, "commits": commits, "run": run}[told.what](told)
+        {"plan": plan, "records": records, "commits": commits, "run": run}[told.what](told)
 
 
 def child(name: str, *values: Any) -> dict[str, Any]:
@@ -160,6 +163,23 @@ def child_status(folder: str) -> dict[str, Any]:
     return cost | {"units": found.totals.units, "samples": found.totals.samples}
 
 
+def child_sums(folder: str) -> dict[str, Any]:
+    """What a resume sums up beside the run."""
+    from birder_ray.commit import Ledger
+    from birder_ray.folder import Folder
+    from birder_ray.totals import Summing
+
+    ledger = Ledger(Folder(folder))
+    units = ledger.units()
+
+    def call() -> int:
+        with Summing(ledger, units) as summing:
+            return summing.result().units
+
+    count, cost = measured(call)
+    return cost | {"units": count}
+
+
 def plan(told: argparse.Namespace) -> None:
     units = told.units or 10
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
@@ -183,6 +203,13 @@ def plan(told: argparse.Namespace) -> None:
                         found["MB"],
                         result,
                     )
+                if stop == units // 2:
+                    found = child("sums", root)
+                    images = shards * units * UNIT_ROWS
+                    read = f"{found['units']:,} records"
+                    _line(
+                        shards, shards * units, images, committed, "sums, beside the run", found["s"], found["MB"], read
+                    )
                 if stop:
                     _status(root, shards, units, committed, "status")
             child("finish", root, shards, units)
@@ -195,6 +222,52 @@ def _status(root: str, shards: int, units: int, committed: int, what: str) -> No
     found = child("status", root)
     result = f"{found['samples']:,} samples"
     _line(shards, shards * units, shards * units * UNIT_ROWS, committed, what, found["s"], found["MB"], result)
+
+
+# ---- records ----
+
+
+def child_records(url: str, options: dict[str, Any], units: int) -> dict[str, Any]:
+    """The steps of a resume that ask the store for records."""
+    from birder_ray.commit import Ledger
+    from birder_ray.folder import Folder
+
+    ledger = Ledger(Folder(url, options))
+    found, listed = measured(ledger.units)
+    assert len(found) == units
+    some = sorted(found)[:2000]
+    _, read = measured(lambda: sum(1 for _ in ledger.records(some)))
+    return {"listed": listed, "read": read, "some": len(some)}
+
+
+def records(told: argparse.Namespace) -> None:
+    """Listing all records, and reading 2,000 of them, on an object store."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from birder_ray.folder import Folder
+
+    units, options = told.units or 20_000, _options(told)
+    with tempfile.TemporaryDirectory(prefix="br-scale-", dir=told.folder) as local:
+        child("build", local, units, 1, 0, 1)
+        folder, paths = Folder(told.s3, options), sorted(Path(local, "_commits").iterdir())
+        with ThreadPoolExecutor(32) as pool:
+            started = time.perf_counter()
+            list(pool.map(lambda path: folder.write(f"_commits/{path.name}", path.read_bytes()), paths))
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(f"{units:,} records written at {units / (time.perf_counter() - started):.0f}/s\n")
+    found = child("records", told.s3, options, units)
+    _header("what", "records", "s", "records/s", "MB")
+    for what, count, cost in (("listed", units, found["listed"]), ("read", found["some"], found["read"])):
+        _line(what, count, cost["s"], round(count / cost["s"]), cost["MB"])
+
+
+def _options(told: argparse.Namespace) -> dict[str, Any]:
+    from birder_ray.config import override
+
+    options: dict[str, Any] = {}
+    for text in told.option:
+        override(options, text, "--option")
+    return options
 
 
 # ---- commits ----
@@ -268,11 +341,7 @@ def child_commits(url: str, options: dict[str, Any], unit_rows: int, units: int)
 
 def commits(told: argparse.Namespace) -> None:
     """Commits of so many rows each, on disk and on S3."""
-    from birder_ray.config import override
-
-    options: dict[str, Any] = {}
-    for text in told.option:
-        override(options, text, "--option")
+    options = _options(told)
     print(
         f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {4 * 2 * WIDTH} bytes of vectors per row\n"
     )
@@ -396,6 +465,8 @@ CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {
     "finish": finish,
     "plan": child_plan,
     "status": child_status,
+    "sums": child_sums,
+    "records": child_records,
     "commits": child_commits,
     "run": child_run,
 }

@@ -118,6 +118,7 @@ def told(config: RunConfig) -> dict[str, Any]:
     fields = config.model_dump(mode="json")
     fields["source"]["uri"] = [_lasting(uri) for uri in config.source.uri]
     fields["source"]["options"] = sorted(config.source.options)
+    fields["outputs"] = {table: fields["outputs"][table] for table in config.outputs.tables}
     fields["destination_options"] = sorted(config.destination_options)
     fields["destination"] = redact(config.destination)
     name = config.model.name  # of a published model, a path or a URL

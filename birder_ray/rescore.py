@@ -138,7 +138,6 @@ def _config(manifest: Mapping[str, Any], source_options: Mapping[str, Any] | Non
     """The config of the run, as far as its manifest tells."""
     fields = deepcopy(dict(manifest["config"]))
     fields["source"]["options"], fields["destination_options"] = dict(source_options or {}), {}
-    fields["outputs"] = {name: given for name, given in fields["outputs"].items() if given is not None}
     fields["compute"]["engine"] = "eager"
     if model is not None:
         fields["model"] |= {"name": model, "network": manifest["model"]["network"]}
