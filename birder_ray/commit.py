@@ -32,7 +32,7 @@ _DICTIONARY_COLUMNS = ["shard", "label", "prediction", "top_classes.list.element
 _READERS = 32
 _READ_AT_ONCE = 4096
 _ATTEMPTS = 5
-_RECORD = re.compile(r"(.+-[0-9a-f]{12}-\d{6,})\.json")
+_UNIT_FILE = re.compile(r"(.+-[0-9a-f]{12}-\d{6,})\.(json|parquet)")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,11 @@ class Ledger:
 
     def units(self) -> set[str]:
         """Names of the units that are done; files that are no commits of ours are left out."""
-        return {match[1] for match in map(_RECORD.fullmatch, self.folder.names(COMMITS)) if match}
+        return self._units(COMMITS, "json")
+
+    def _units(self, folder: str, suffix: str) -> set[str]:
+        found = map(_UNIT_FILE.fullmatch, self.folder.names(folder))
+        return {match[1] for match in found if match and match[2] == suffix}
 
     def read(self, unit: str) -> Record:
         """The record of `unit`. Raises ConfigError where it is damaged."""
@@ -129,8 +133,8 @@ class Ledger:
                 yield from pool.map(self.read, some)
 
     def parts(self, table: str) -> set[str]:
-        """Names of the units that have a file in `table`, committed or not."""
-        return {n.removesuffix(".parquet") for n in self.folder.names(table) if n.endswith(".parquet")}
+        """Names of the units that have a file in `table`, committed or not; other files are left out."""
+        return self._units(table, "parquet")
 
     def leftovers(self) -> set[str]:
         """Names of all parts that stand now, committed or not."""

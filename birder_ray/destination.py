@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from birder_ray import manifest as manifests
 from birder_ray.classes import classes_table
-from birder_ray.commit import CLASSES, COMMITS, SUCCESS, Ledger, encode, part_name
+from birder_ray.commit import CLASSES, COMMITS, SUCCESS, Ledger, encode, part_name, record_name
 from birder_ray.config import RunConfig
 from birder_ray.errors import ConfigError
 from birder_ray.folder import to_json
@@ -113,13 +113,14 @@ class Destination:
         units = self.ledger.units()
         for record in self.ledger.records(sorted(units - counted)):
             totals.add(record)
+        for table, present in parts.items():
+            for unit in present - units - counted:
+                if not self.folder.exists(record_name(unit)):  # the listings of some stores lag behind
+                    self.ledger.discard(part_name(table, unit))
         if not self.adopted and self._says(totals):
             return
         if not self.adopted:
             self._adopt()
-        for table, present in parts.items():
-            for unit in present - units:
-                self.ledger.discard(part_name(table, unit))
         self.ledger.fence()
         for place in ("", COMMITS, *OUTPUT_TABLES, ERRORS):
             self.folder.sweep(place)

@@ -194,7 +194,11 @@ class Folder:
         return read_whole(self.fs, self.at(name))
 
     def exists(self, name: str) -> bool:
-        return bool(retry(lambda: self.fs.exists(self.at(name))))
+        try:
+            retry(lambda: self.fs.info(self.at(name)))  # fsspec's own `exists` takes any failure for a no
+        except FileNotFoundError:
+            return False
+        return True
 
     def names(self, folder: str) -> set[str]:
         """File names directly in `folder`; temporary files of a crash are left out."""

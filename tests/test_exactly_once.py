@@ -5,8 +5,8 @@ import hashlib
 
 import pytest
 
-from birder_ray.commit import SUCCESS, Ledger
-from birder_ray.errors import ConfigError, RunFailed
+from birder_ray.commit import COMMITS, SUCCESS, Ledger, part_name
+from birder_ray.errors import ConfigError, RunFailed, VerifyFailed
 from birder_ray.folder import Folder
 from birder_ray.manifest import MANIFEST
 from birder_ray.schema import ERRORS_SCHEMA
@@ -176,3 +176,39 @@ def test_a_redone_unit_without_rows_leaves_no_old_part(tmp_path):
     told = {"end": True, "limited": False, "damaged": False, "seconds": {}}
     ledger.write(unit, "a.tar", recipe, empty, ERRORS_SCHEMA.empty_table(), leftovers=ledger.leftovers(), **told)
     assert ledger.leftovers() == set()
+
+
+def test_a_listing_that_hides_commits_costs_none_of_their_parts(tmp_path, undisturbed, monkeypatch):
+    build(Folder(str(tmp_path)), SHARDS, finish=False)
+    names = Folder.names
+    monkeypatch.setattr(Folder, "names", lambda self, folder: set() if folder == COMMITS else names(self, folder))
+    build(Folder(str(tmp_path)), SHARDS)  # which scores all of it again, as far as it can see
+    monkeypatch.undo()
+    build(Folder(str(tmp_path)), SHARDS)
+    assert _content(Folder(str(tmp_path))) == undisturbed
+
+
+def test_finishing_clears_away_parts_without_a_commit_and_nothing_else(tmp_path):
+    folder = Folder(str(tmp_path))
+    build(folder, SHARDS)
+    (unit, *_) = sorted(Ledger(folder).units())
+    part = folder.read(part_name("predictions", unit))
+    stray, mine = part_name("predictions", unit[:-6] + "000099"), "predictions/merged.parquet"
+    for name in (stray, mine):
+        folder.write(name, part)
+    with pytest.raises(VerifyFailed, match="000099.parquet: no commit knows this file; .*merged.parquet: no commit"):
+        verify(folder.url)
+    build(folder, SHARDS)
+    assert not folder.exists(stray) and folder.read(mine) == part
+    folder.delete(mine)
+    verify(folder.url)
+
+
+def test_an_unlisted_commit_makes_no_stray(tmp_path, monkeypatch):
+    folder = Folder(str(tmp_path))
+    build(folder, SHARDS)
+    units = Ledger.units
+    monkeypatch.setattr(Ledger, "units", lambda self: units(self) - {max(units(self))})
+    with pytest.raises(VerifyFailed) as found:
+        verify(folder.url)
+    assert "no commit knows" not in str(found.value)

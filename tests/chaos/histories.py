@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from birder_ray import pipeline
 from birder_ray.chunk import Chunk
 from birder_ray.commit import SUCCESS, Ledger, part_name
 from birder_ray.config import RunConfig
-from birder_ray.errors import BirderRayError, RunFailed
+from birder_ray.errors import BirderRayError, RunFailed, VerifyFailed
 from birder_ray.folder import Folder
 from birder_ray.lock import LOCK, STALE_S
 from birder_ray.read import read_chunks
@@ -33,7 +34,7 @@ from tests.test_histories import _source as make_source
 
 fsspec.register_implementation("chaos", ObjectStore, clobber=True)
 
-RATES = {"die": 0.02, "transient": 0.05, "lost": 0.05, "refused": 0.01, "clock": 0.05, "freeze": 0.03}
+RATES = {"die": 0.02, "transient": 0.05, "lost": 0.05, "refused": 0.01, "clock": 0.05, "freeze": 0.03, "stale": 0.2}
 STREAM_ENDS = (Died, RunFailed, KeyboardInterrupt)
 
 
@@ -153,7 +154,9 @@ class _History:
     def disturbed(self, nested: bool = False) -> None:
         chance = self.chance
         kinds = chance.sample(sorted(RATES), k=chance.choice([1, 1, 2, 3]))
-        kinds = [kind for kind in kinds if kind not in {"freeze" if nested else "", "lost" if self.on_disk else ""}]
+        never = {"freeze"} if nested else set()
+        never |= {"lost", "stale"} if self.on_disk else set()
+        kinds = [kind for kind in kinds if kind not in never]
         attempt = self.attempt(
             rates={kind: RATES[kind] * chance.choice([0.5, 1, 3]) for kind in kinds},
             burst=chance.choice([1, 1, 2, 4, 40]),
@@ -207,7 +210,13 @@ class _History:
                 if hashlib.sha256(data).hexdigest() != part.sha256:
                     raise Wrong(f"{part_name(name, record.unit)} is not what was committed")
         if ledger.folder.exists(SUCCESS):
-            verify(self.destination)
+            try:
+                verify(self.destination)
+            except VerifyFailed as error:
+                # What a listing hides can be neither counted nor cleared away; the next run does
+                hidden = any(fault.startswith("stale@ls out/") for fault in self.struck)
+                if not (hidden and re.search(" counts | no commit knows ", str(error))):
+                    raise
 
     def check_whole(self, whole: str) -> None:
         verify(self.destination)

@@ -80,7 +80,8 @@ class Attempt:
             for kind, rate in self.rates.items():
                 drawn -= rate
                 if drawn < 0:
-                    if kind == "lost" and key.partition(" ")[0] not in CHANGES:
+                    operation = key.partition(" ")[0]
+                    if (kind == "lost" and operation not in CHANGES) or (kind == "stale" and operation != "ls"):
                         return None
                     if kind == "transient":
                         self.failing[key] = self.burst - 1
@@ -90,8 +91,8 @@ class Attempt:
                     return kind
         return None
 
-    def operate(self, operation: str, name: str, do: Callable[[], Any]) -> Any:
-        """`do()`, struck by whatever is due."""
+    def operate(self, operation: str, name: str, do: Callable[[], Any], stale: Callable[[], Any]) -> Any:
+        """`do()`, struck by whatever is due; `stale()` gives an answer of earlier."""
         name = _FINGERPRINT.sub("", name)
         self.running.wait()
         if self.dead:
@@ -114,6 +115,8 @@ class Attempt:
             raise chance.choice([PermissionError(13, "Permission denied"), OSError(28, "No space left on device")])
         if kind == "clock":
             self.offset_s += chance.choice(JUMPS_S)
+        if kind == "stale":
+            return stale()
         if kind == "freeze" and self.meanwhile is not None:
             self.running.clear()
             try:
@@ -139,9 +142,9 @@ def attempting(attempt: Attempt) -> Iterator[None]:
         thread.chaos_attempt = before  # type: ignore[attr-defined]
 
 
-def strike(operation: str, name: str, do: Callable[[], Any]) -> Any:
+def strike(operation: str, name: str, do: Callable[[], Any], stale: Callable[[], Any] | None = None) -> Any:
     attempt = current()
-    return do() if attempt is None else attempt.operate(operation, name, do)
+    return do() if attempt is None else attempt.operate(operation, name, do, stale or do)
 
 
 @dataclass

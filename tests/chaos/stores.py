@@ -44,6 +44,8 @@ class ObjectStore(AbstractFileSystem):
     protocol = ("chaos", "s3")
     cachable = False
     stores: ClassVar[dict[str, dict[str, tuple[bytes, str]]]] = {}
+    listed: ClassVar[dict[str, list[dict[str, Any]]]] = {}
+    """The first listing of each path; what a listing that lags behind says again."""
     one = threading.Lock()
 
     def _store(self, path: str) -> tuple[dict[str, tuple[bytes, str]], str]:
@@ -96,6 +98,16 @@ class ObjectStore(AbstractFileSystem):
 
     def ls(self, path: str, detail: bool = True, **told: Any) -> list[Any]:
         def look() -> list[Any]:
+            now = listing()
+            self.listed.setdefault(path, now)
+            return answer(now)
+
+        def answer(found: list[dict[str, Any]]) -> list[Any]:
+            if not found:
+                raise FileNotFoundError(path)
+            return found if detail else [each["name"] for each in found]
+
+        def listing() -> list[dict[str, Any]]:
             store, key = self._store(path)
             bucket = self._strip_protocol(path).partition("/")[0]
             below = f"{key}/" if key else ""
@@ -106,8 +118,6 @@ class ObjectStore(AbstractFileSystem):
                     full = f"{bucket}/{below}{first}"
                     kind = {"size": 0, "type": "directory"} if rest else {"size": len(data), "type": "file"}
                     found[full] = {"name": full, "ETag": etag, **kind}
-            if not found:
-                raise FileNotFoundError(path)
-            return list(found.values()) if detail else list(found)
+            return list(found.values())
 
-        return strike("ls", self._store(path)[1], look)
+        return strike("ls", self._store(path)[1], look, lambda: answer(self.listed.get(path, [])))

@@ -15,7 +15,8 @@ from tests.faulty_s3 import FaultyS3
 
 S3_FAULTS = {
     "slow_down": 0.1, "unavailable": 0.05, "too_many": 0.05, "internal": 0.05, "reset": 0.1, "reset_mid_body": 0.1,
-    "truncated": 0.1, "lost_answer": 0.1, "latency": 0.2, "forbidden": 0.01, "expired": 0.01,
+    "truncated": 0.1, "short_length": 0.1, "lost_answer": 0.1, "latency": 0.2, "forbidden": 0.01,
+    "expired": 0.01, "stale_list": 0.2,
 }  # fmt: skip
 
 
