@@ -6,7 +6,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import fsspec.asyn
 
 T = TypeVar("T")
 
@@ -122,12 +125,22 @@ def _renew_credentials() -> None:
     """Every S3 filesystem of this process reads its credentials anew; who holds one need not open it again.
 
     botocore renews by itself what it got from a service (instance roles, web identities); what stands in a file, it
-    reads once.
+    reads once. What stands in the options does not change.
     """
     global _renewed_at  # noqa: PLW0603
     s3fs = sys.modules.get("s3fs")
     with _renewing:
         if s3fs and time.monotonic() > _renewed_at + 1:  # else another thread just did
             for fs in list(s3fs.S3FileSystem._cache.values()):
-                fs.connect(refresh=True)
+                told = fs.anon or fs.key or "aws_access_key_id" in fs.client_kwargs
+                if fs._s3 is not None and not told:
+                    with suppress(Exception):  # whoever asked tries again, and tells that they have expired
+                        fsspec.asyn.sync(fs.loop, _read_anew, fs)
             _renewed_at = time.monotonic()
+
+
+async def _read_anew(fs: Any) -> None:
+    # fs.connect(refresh=True) would do, too, and keep the 15 MB of the old client for good
+    credentials = await type(fs.session)(**fs.kwargs).get_credentials()
+    if credentials is not None:
+        fs._s3._request_signer._credentials = credentials

@@ -386,12 +386,15 @@ def test_many_threads_renew_credentials_once(moto_store: Store, keys: Path, monk
     folder.write("part", b"1")
     rotate(keys, "new")
     moto_store.proxy.revoked = {"old"}
-    made: list[Any] = []
-    connect = s3fs.S3FileSystem.connect
-    monkeypatch.setattr(s3fs.S3FileSystem, "connect", lambda self, **more: (made.append(self), connect(self, **more)))
+    renewed: list[Any] = []
+    read_anew = retries._read_anew
+    monkeypatch.setattr(retries, "_read_anew", lambda fs: (renewed.append(fs), read_anew(fs))[1])
+    fs = filesystem(folder.url, options)[0]
+    client = fs._s3
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(folder.read, ["part"] * 8)) == {b"1"}
-    assert made.count(filesystem(folder.url, options)[0]) == 1
+    assert renewed.count(fs) == 1
+    assert fs._s3 is client, "each client is 15 MB, and s3fs keeps those that it replaces"
 
 
 def test_credentials_that_stay_expired_are_named(moto_store: Store) -> None:

@@ -79,6 +79,7 @@ class _History:
         self.ends: dict[int, _Ends] = {}
         self.world = World()
         self.struck: list[str] = []
+        self.said = ""
 
     # -- the parts of a run that are replaced
 
@@ -142,6 +143,7 @@ class _History:
                 pipeline.run(config)
             return "done"
         except (Died, BirderRayError, KeyboardInterrupt) as end:
+            self.said = str(end)
             return type(end).__name__
         except (OSError, Exception) as error:
             if any(kind.startswith(("refused", "transient", "lost")) for kind in attempt.struck):
@@ -187,7 +189,7 @@ class _History:
                 break
             self.world.later_s += STALE_S + 5
         if how != "done":
-            raise Wrong(f"the undisturbed resume ended as {how}")
+            raise Wrong(f"the undisturbed resume ended as {how}: {self.said}")
 
     # -- checks
 
