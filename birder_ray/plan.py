@@ -8,8 +8,9 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from birder_ray.commit import Ledger, Record
+from birder_ray.commit import Ledger
 from birder_ray.schema import ERRORS
 from birder_ray.source.base import Shard
 
@@ -86,13 +87,21 @@ class Plan:
     samples: int | None = 0
 
 
+class _Last(NamedTuple):
+    """As in a record, of which nothing else is kept: there may be one for each of a hundred thousand shards."""
+
+    samples: int
+    limited: bool
+    end: bool
+
+
 @dataclass(frozen=True)
 class _Progress:
-    """What the commits say of one shard: numbers of its units, those to redo, and the record of the last."""
+    """What the commits say of one shard: numbers of its units, those to redo, and what the last one says."""
 
     units: frozenset[int] = frozenset()
     redo: frozenset[int] = frozenset()
-    last: Record | None = None
+    last: _Last | None = None
 
     def done(self, sample_stop: int | None, unit_rows: int) -> frozenset[int]:
         """Units that need nothing more; one cut by another --limit does."""
@@ -153,7 +162,8 @@ def _progress(prefixes: Sequence[str], ledger: Ledger, redo_errors: bool, plan: 
             plan.foreign.add(unit)
     failed = ledger.parts(ERRORS) if redo_errors else set()
     begun = sorted(units)
-    lasts = list(ledger.records(unit_name(prefix, max(units[prefix])) for prefix in begun))
+    records = ledger.records(unit_name(prefix, max(units[prefix])) for prefix in begun)
+    lasts = (_Last(record.samples, record.limited, record.end) for record in records)
     return {
         prefix: _Progress(
             frozenset(units[prefix]), frozenset(n for n in units[prefix] if unit_name(prefix, n) in failed), last

@@ -64,7 +64,9 @@ def test_stopped_and_resumed(config, tmp_path, signals, within_s, says):
         took = time.monotonic() - asked
     finally:
         run.end(private=True)
-    assert within_s < 1 or "stopping: units in flight have" in run.log(), "a limit of 10 ms may be faster than the notice"
+    assert within_s < 1 or "stopping: units in flight have" in run.log(), (
+        "a limit of 10 ms may be faster than the notice"
+    )
     assert says in run.said()
     assert took < 45
     assert not folder.exists(LOCK)
