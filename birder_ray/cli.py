@@ -11,7 +11,7 @@ from birder_ray.arguments import config_of, destination, job_options, pairs
 from birder_ray.config import RunConfig
 from birder_ray.console import Console, duration, fail, messages, results, show_summary
 from birder_ray.errors import BirderRayError, ConfigError, VerifyFailed, printable
-from birder_ray.stop import Stop
+from birder_ray.stop import STOPPED, Stop
 
 
 def _run(config: RunConfig) -> None:
@@ -210,8 +210,9 @@ def main() -> None:
     except click.ClickException as error:
         sys.exit(fail(ConfigError(error.format_message())))
     except (KeyboardInterrupt, click.Abort):
-        messages.print("stopped; what is committed stands, and the same command goes on from there")
-        sys.exit(1)
+        messages.print(STOPPED)
+        sys.stdout.flush()
+        os._exit(1)  # threads that were in the midst of importing torch can crash an interpreter that ends in order
     except Exception as error:
         if os.environ.get("BIRDER_RAY_DEBUG"):
             raise

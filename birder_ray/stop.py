@@ -1,11 +1,18 @@
 """Stopping a run: the first signal asks it to finish the units in flight, a second one, or the time limit, insists."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+STOPPED = "stopped; what is committed stands, and the same command goes on from there"
+
+UNWIND_S = 10.0
+"""KeyboardInterrupt strikes in the midst of anything: some library may swallow it, or be left with a lock that nobody
+releases any more. A process that lives for so long after it ends as it is, as by kill -9, which nothing is lost by."""
 
 
 class Stop:
@@ -21,21 +28,29 @@ class Stop:
         self.notice = notice
         self.asked = False
         self.in_flight = False
+        self._insisted = False
 
     @contextmanager
     def on_signals(self) -> Iterator["Stop"]:
-        """Ctrl-C and SIGTERM ask; asked again, or too late, they raise KeyboardInterrupt as ever. Main thread only."""
+        """Ctrl-C and SIGTERM ask; asked again, or too late, they raise KeyboardInterrupt as ever; and once more, or
+        where that does not end the process in time, it ends as it is. Main thread only."""
         signals = (*_SIGNALS, signal.SIGALRM)
         before = {number: signal.signal(number, self._signalled) for number in signals}
         try:
             yield self
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if not self._insisted:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
+        if self._insisted:
+            os.write(2, f"{STOPPED}\n".encode())
+            os._exit(1)
         if self.asked or not self.in_flight:
+            self._insisted = True
+            signal.setitimer(signal.ITIMER_REAL, UNWIND_S)
             raise KeyboardInterrupt
         self.asked = True
         signal.setitimer(signal.ITIMER_REAL, self.within_s)

@@ -1,6 +1,8 @@
 """A run that is asked to stop, and runs whose processes hang or never start: real processes, real signals."""
 
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from PIL import Image
 from birder_ray.commit import COMMITS, SUCCESS, Ledger
 from birder_ray.folder import Folder
 from birder_ray.lock import LOCK
+from birder_ray.stop import STOPPED
 from birder_ray.testing import make_shards, tiny_checkpoint
 from birder_ray.verify import verify
 from tests.chaos.processes import Driver, family, send, short
@@ -133,3 +136,30 @@ def test_errors_of_the_users_are_not_mistaken_for_deaths(config, tmp_path):
     finally:
         run.end(private=True)
     assert "none.pt" in run.said()
+
+
+_STUBBORN = """
+import os, signal, sys, threading, time
+from birder_ray import stop
+stop.UNWIND_S = float(sys.argv[1])
+with stop.Stop().on_signals():
+    try:
+        print("ready", flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("swallowed", flush=True)
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize(("unwind_s", "again"), [(0.5, False), (60, True)])
+def test_an_interrupt_that_is_swallowed_ends_the_process_all_the_same(unwind_s, again):
+    command = [sys.executable, "-c", _STUBBORN, str(unwind_s)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "swallowed\n"
+        if again:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 1
+        assert process.stderr.read() == f"{STOPPED}\n"

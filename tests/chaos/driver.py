@@ -84,5 +84,6 @@ if __name__ == "__main__":
     runtime._InferActor = _InferActor  # type: ignore[misc]
     lock.BEAT_S, lock.STALE_S = BEAT_S, STALE_S  # type: ignore[misc]
     lock.datetime, lock.time = _Clock, _Time()  # type: ignore[misc,assignment]
+    Path(FOLDER, "started").touch()  # from here on, a signal is for birder-ray
     sys.argv = ["birder-ray", "run", str(Path(FOLDER, "pipeline.yaml"))]
     cli.main()

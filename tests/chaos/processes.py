@@ -76,6 +76,11 @@ class Driver:
     def ended(self) -> bool:
         return self.process.poll() is not None
 
+    def await_start(self) -> None:
+        """Until its imports are done, in which nobody minds signals."""
+        while not (self.folder / "started").exists() and not self.ended:
+            time.sleep(0.05)
+
     def signal(self, number: int) -> bool:
         return not self.ended and send(self.process.pid, number)
 

@@ -125,6 +125,7 @@ class Run:
         if who == "machine":
             driver.end(self.place.private)
             return True
+        driver.await_start()
         pids = [driver.process.pid] if who == "driver" else self.actors(TITLES[who])
         if what == "STOP":
             seconds = self.chance.uniform(0.5, 3)
