@@ -172,6 +172,7 @@ def world() -> Iterator[World]:
             sleep(seconds)
         else:
             made.later_s += seconds
+            sleep(0.001)  # for a thread of a process that is dead by now, which still holds a file
 
     def signal(pid: int, number: int) -> None:
         if pid not in processes:
