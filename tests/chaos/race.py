@@ -1,7 +1,9 @@
 """Two runs of one destination at once: one is refused, or takes over from one that is silent, which then stops."""
 
 import signal
+import time
 
+from tests.chaos.driver import STALE_S
 from tests.chaos.outcome import Wrong
 from tests.chaos.scenarios import HANG_S, Run
 
@@ -14,6 +16,7 @@ def race(run: Run) -> None:
         run.await_commits(first, run.commits() + run.chance.choice([0, 1, 2]))
         if silent:
             first.signal(signal.SIGSTOP)
+            time.sleep(STALE_S)  # a second that is here earlier is refused
             run.struck.append("driver STOP until a rival")
         second = run.start()
         try:
