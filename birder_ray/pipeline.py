@@ -20,6 +20,7 @@ from birder_ray.manifest import ModelFacts, Recipe
 from birder_ray.plan import Plan, make_plan, split_name, unit_name
 from birder_ray.progress import Meter, Observer, RunSummary
 from birder_ray.retries import is_transient
+from birder_ray.session import session
 from birder_ray.sizes import choose_sizes
 from birder_ray.source import count_samples, list_shards
 from birder_ray.stop import Stop
@@ -69,7 +70,7 @@ def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> R
             identifying = pool.submit(_identify, config)
             ray = None
             if not folder.exists(SUCCESS):  # there is work to do, so Ray starts while torch is imported
-                ray = stack.enter_context(runtime.session(config.compute.ray_address))
+                ray = stack.enter_context(session(config.compute.ray_address))
             model = identifying.result()
         recipe = Recipe.of(config, model.facts)
         place = Destination(config, ledger, recipe, model.facts, model.class_names, shards)
@@ -88,7 +89,7 @@ def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> R
         earlier = stack.enter_context(Summing(ledger, plan.done, place.known_totals(plan.done)))
         scoring = _Scoring(config, place, plan, earlier, lock, observer, stop)
         if plan.work:
-            ray = ray or stack.enter_context(runtime.session(config.compute.ray_address))
+            ray = ray or stack.enter_context(session(config.compute.ray_address))
             sizes = choose_sizes(ray, config.compute, len(plan.work))
             sha256 = model.facts.weights_sha256
             with closing(runtime.stream(plan.work, config, model.spec, sha256, sizes, lambda: stop.asked)) as chunks:
@@ -113,11 +114,8 @@ def _identify(config: RunConfig) -> _Model:
     from birder_ray.backbone import resolve  # imports torch for seconds, while Ray starts
 
     weights = resolve(config.model)
-    size = config.model.size or weights.size
-    spec = InputSpec(
-        size, config.model.center_crop, config.model.simple_crop, config.model.decoder, channels=weights.channels
-    )
-    return _Model(ModelFacts(weights.name, weights.network, weights.sha256, size), spec, weights.class_names)
+    spec = weights.input_spec(config.model)
+    return _Model(ModelFacts(weights.name, weights.network, weights.sha256, spec.size), spec, weights.class_names)
 
 
 class _Scoring:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from birder_ray.audit import begun
-from birder_ray.chunk import Chunk, InputSpec, Sample
+from birder_ray.chunk import Chunk, Sample
 from birder_ray.commit import Ledger, Record, part_name
 from birder_ray.config import RunConfig
 from birder_ray.errors import BirderRayError, ConfigError, SampleError
@@ -168,10 +168,8 @@ class _Scorer:
             raise ConfigError(f"the {needed} are missing: {error}") from None
         if weights.sha256 != facts["weights_sha256"]:
             raise ConfigError(f"the {needed} are missing: {weights.path} is another file ({weights.sha256[:12]}…)")
-        size = model.size or weights.size
-        spec = InputSpec(size, model.center_crop, model.simple_crop, model.decoder, channels=weights.channels)
         self.source = config.source
-        self.preprocess = Preprocess(spec)
+        self.preprocess = Preprocess(weights.input_spec(model))
         self.infer = Infer(model, config.outputs, config.compute)
         exact = config.compute.dtype == "float32" and not config.compute.amp
         self.compare = _Comparison(None if exact else _LOW_PRECISION, facts["tables"].get(EMBEDDINGS))

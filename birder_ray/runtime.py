@@ -1,14 +1,8 @@
-"""Ray: starting it, asking it for hardware, and the Ray Data chain of the three remote steps."""
+"""The Ray Data chain of the three remote steps: read → preprocess → infer."""
 
-import logging
-import os
 import pickle
 import re
-import signal
-import sys
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,82 +18,14 @@ from birder_ray.guard import Attempt, AttemptBook, Key, guarded, starting, watch
 from birder_ray.plan import Work
 from birder_ray.read import read_chunks
 from birder_ray.schema import DECODE, INFER
-from birder_ray.sizes import Hardware, Sizes
+from birder_ray.sizes import Sizes
 
-_GIB = 1024**3
-_QUIET = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns on every machine without GPUs
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ side writes to our standard error
-}
 _MOST_READ_TASKS = 10_000
 """Ray makes an object of each before the first starts, at a millisecond each; further work shares tasks."""
 
 _NO_PROGRESS_S = 600
 _SLOWEST_BYTES_PER_S = 10_000_000
 _OWN_ERROR = re.compile(r"^birder_ray\.errors\.(ConfigError|RunFailed): (.+)$", re.MULTILINE)
-
-
-@contextmanager
-def session(address: str | None) -> Iterator[Hardware]:
-    """Ray for the length of a run: a private local one, or a cluster's.
-
-    Args:
-        address: None for a private Ray, shut down afterwards; `auto` or `host:port` to attach to a cluster.
-
-    Yields:
-        What the cluster has.
-
-    Raises:
-        ConfigError: no cluster answers at `address`.
-    """
-    for setting, value in _QUIET.items():
-        os.environ.setdefault(setting, value)
-    for name in ("ray", "ray.data"):  # what goes wrong in there is told once, by us, in one line
-        logging.getLogger(name).setLevel(logging.ERROR if os.environ.get("BIRDER_RAY_DEBUG") else logging.CRITICAL)
-    attached = ray.is_initialized()
-    if not attached:
-        local = {"object_store_memory": 2 * _GIB, "include_dashboard": False} if address is None else {}
-        # Deaths of workers are dealt with (guard.py); Ray would print them on the driver's standard output, whatever
-        # log_to_driver says, and has no setting against it
-        ray._private.worker.print_to_stdstream = lambda *_, **__: None
-        try:
-            # Standard error is where Ray says which log level it was told to use
-            with _silent_stderr(), _own_sigterm():
-                ray.init(address=address or "local", logging_level="error", log_to_driver=False, **local)
-        except ConnectionError:
-            raise ConfigError(f"no Ray cluster answers at {address}; leave out --ray-address to run locally") from None
-    try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus, gpus, memory = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU", "memory"))
-        yield Hardware(sum(cpus), sum(gpus), max(cpus), max(gpus), sum(memory))
-    finally:
-        if not attached:
-            ray.shutdown()
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """What SIGTERM does afterwards is what it did before: Ray makes it end the process there and then."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Standard error of this process and its children to nowhere; exceptions still tell what goes wrong."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 @dataclass(frozen=True)

@@ -200,9 +200,12 @@ def _copy(url: str, target: Path) -> None:
 def _exists(url: str) -> bool:
     fs, path = filesystem(url)
     try:
-        return bool(retry(lambda: fs.exists(path)))
+        retry(lambda: fs.info(path))  # fsspec's own `exists` takes any failure for a no
+    except FileNotFoundError:
+        return False
     except Exception as error:
         raise ConfigError(f"{redact(url)}: the mirror cannot be read: {_brief(error)}") from None
+    return True
 
 
 def _check(path: Path, sha256: str | None, source: str | None = None) -> None:

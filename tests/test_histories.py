@@ -54,7 +54,7 @@ def chance(monkeypatch):
         yield Hardware(2, 0, 2, 0, 16 * 1024**3)
 
     monkeypatch.setattr(pipeline.runtime, "stream", stream)
-    monkeypatch.setattr(pipeline.runtime, "session", session)
+    monkeypatch.setattr(pipeline, "session", session)
     monkeypatch.setattr(pipeline, "_identify", lambda config: pipeline._Model(FACTS, None, NAMES))
     monkeypatch.setattr(os, "fsync", lambda file: None)
     return drawn

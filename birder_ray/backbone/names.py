@@ -12,6 +12,7 @@ from birder.conf import settings
 from birder.model_registry import Task, registry
 
 from birder_ray import weights as files
+from birder_ray.chunk import InputSpec
 from birder_ray.config import ModelConfig
 from birder_ray.errors import ConfigError
 
@@ -42,6 +43,11 @@ class Weights:
     size: tuple[int, int]
     channels: int
     class_names: tuple[str, ...]
+
+    def input_spec(self, model: ModelConfig) -> InputSpec:
+        """What an image must look like for this network, used as `model` says."""
+        size = model.size or self.size
+        return InputSpec(size, model.center_crop, model.simple_crop, model.decoder, channels=self.channels)
 
 
 def resolve(model: ModelConfig) -> Weights:

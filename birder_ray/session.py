@@ -1,0 +1,125 @@
+"""Ray itself: a private local one or a cluster's, for the length of a run, and what hardware it has."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import ray
+
+from birder_ray.errors import ConfigError, RunFailed
+from birder_ray.sizes import Hardware
+
+_GIB = 1024**3
+_QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns on every machine without GPUs
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ side writes to our standard error
+}
+_REACH_S = 10
+_ENDED = (
+    "error: the run ended while Ray was starting, most likely because this machine is too busy to answer Ray in time; "
+    "nothing is lost, run the same command again"
+)
+
+
+@contextmanager
+def session(address: str | None) -> Iterator[Hardware]:
+    """Ray for the length of a run: a private local one, or a cluster's.
+
+    Args:
+        address: None for a private Ray, shut down afterwards; `auto` or `host:port` to attach to a cluster.
+
+    Yields:
+        What the cluster has.
+
+    Raises:
+        ConfigError: no cluster answers at `address`, or it is of another version. RunFailed: Ray does not start.
+    """
+    for setting, value in _QUIET.items():
+        os.environ.setdefault(setting, value)
+    for name in ("ray", "ray.data"):  # what goes wrong in there is told once, by us, in one line
+        logging.getLogger(name).setLevel(logging.ERROR if os.environ.get("BIRDER_RAY_DEBUG") else logging.CRITICAL)
+    attached = ray.is_initialized()
+    if not attached:
+        _start(address)
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus, gpus, memory = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU", "memory"))
+        yield Hardware(sum(cpus), sum(gpus), max(cpus), max(gpus), sum(memory))
+    finally:
+        if not attached:
+            ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    local = {"object_store_memory": 2 * _GIB, "include_dashboard": False} if address is None else {}
+    # Deaths of workers are dealt with (guard.py); Ray would print them on the driver's standard output, whatever
+    # log_to_driver says, and has no setting against it
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        _reach(address)
+        # Standard error is where Ray says which log level it was told to use
+        with _told_if_ended(), _silent_stderr(), _own_sigterm():
+            ray.init(address=address or "local", logging_level="error", log_to_driver=False, **local)
+    except ConnectionError:
+        raise ConfigError(f"no Ray cluster answers at {address}; leave out --ray-address to run locally") from None
+    except Exception as error:
+        if address is not None:
+            raise ConfigError(f"the Ray cluster at {address} cannot be joined: {error}") from error
+        raise RunFailed(f"Ray did not start: {error} Nothing is lost, run the same command again") from error
+
+
+def _reach(address: str | None) -> None:
+    """Raises ConnectionError where nobody listens at `host:port`, which Ray itself would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
+    except OSError as error:
+        raise ConnectionError(str(error)) from error
+
+
+@contextmanager
+def _told_if_ended() -> Iterator[None]:
+    """Ray's core ends this process, with exit code 1 and not a word, where its raylet does not answer within 30 s: a
+    shell that waits beside it says so."""
+    script = 'read -r started || echo "$1" >&2'
+    watcher = subprocess.Popen(
+        ["/bin/sh", "-c", script, "sh", _ENDED], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        with suppress(BrokenPipeError):  # a Ctrl-C has ended it already
+            watcher.communicate(b"\n")
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """What SIGTERM does afterwards is what it did before: Ray makes it end the process there and then."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Standard error of this process and its children to nowhere; exceptions still tell what goes wrong."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
