@@ -108,7 +108,7 @@ def compare(
             decoder,
             batch_size,
             len(photos),
-            torch.equal(infer._normalised(chunk.images), expected.inputs),
+            torch.equal(infer.scorer.normalised(torch.from_numpy(chunk.images)), expected.inputs),
             bool((order[:, 0] == expected.probabilities.argmax(axis=1)).all()),
             _difference(_array(found["predictions"], "top_probabilities"), ordered),
             _difference(_array(found["embeddings"], "embedding"), expected.embedding),

@@ -4,6 +4,9 @@ read fills `data` (encoded images), preprocess replaces it by `images`, infer re
 fails at a step leaves `samples` and enters `errors`, so the two together are always what was read.
 """
 
+import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -40,6 +43,9 @@ CHUNK_SCHEMA = pa.schema(
         pa.field("samples", pa.list_(SAMPLE)),
         pa.field("errors", pa.list_(ERROR)),
         pa.field("seconds", pa.map_(pa.string(), pa.float64())),
+        pa.field("engine", pa.string()),
+        pa.field("bytes_read", pa.int64()),
+        pa.field("left", pa.float64()),
         pa.field("data", pa.large_list(pa.large_binary())),
         pa.field("images", pa.large_binary()),
         pa.field("image_dtype", pa.string()),
@@ -101,7 +107,9 @@ class Chunk:
         unit: name of the unit. shard: name of its shard. number: position of the chunk in the unit.
         last: no chunk of this unit follows. end: the shard ends with this unit.
         samples: good so far, in order. errors: quarantined so far.
-        seconds: time spent by step.
+        seconds: time spent by step, waiting (`wait`) and unpacked (`transfer`).
+        engine: that scored it (after infer): eager or compiled.
+        bytes_read: encoded bytes of its samples. left: when the last step was done with it, seconds since the epoch.
         data: encoded image bytes, one per sample (after read).
         images: N,H,W,C array, one image per sample (after preprocess); uint8, or float32 in 0..1 (see preprocess).
         tables: Arrow IPC stream bytes by output table (after infer).
@@ -115,6 +123,9 @@ class Chunk:
     samples: list[Sample]
     errors: list[ErrorRow]
     seconds: dict[str, float] = field(default_factory=dict)
+    engine: str | None = None
+    bytes_read: int = 0
+    left: float = field(default_factory=time.time)
     data: list[bytes] | None = None
     images: np.ndarray | None = None
     tables: dict[str, bytes] | None = None
@@ -124,8 +135,12 @@ class Chunk:
     ) -> "Chunk":
         """The chunk as it leaves `step`: its payload replaced, its errors added to."""
         blank: dict[str, Any] = {"data": None, "images": None, "tables": None, **payload}
-        total = {**self.seconds, step: self.seconds.get(step, 0.0) + seconds}
-        return replace(self, samples=samples, errors=self.errors + new_errors, seconds=total, **blank)
+        done = self.spent({step: seconds})
+        return replace(done, samples=samples, errors=self.errors + new_errors, left=time.time(), **blank)
+
+    def spent(self, seconds: Mapping[str, float]) -> "Chunk":
+        """The chunk with more time spent on it."""
+        return replace(self, seconds=dict(Counter(self.seconds) + Counter(seconds)))
 
     def to_table(self) -> pa.Table:
         """One-row Arrow table; `images` is not copied."""
@@ -138,6 +153,9 @@ class Chunk:
             "samples": [vars(s) for s in self.samples],
             "errors": [vars(e) for e in self.errors],
             "seconds": list(self.seconds.items()),
+            "engine": self.engine,
+            "bytes_read": self.bytes_read,
+            "left": self.left,
             "data": self.data,
             "tables": None if self.tables is None else list(self.tables.items()),
         }
@@ -173,6 +191,9 @@ class Chunk:
             samples=[Sample(**s) for s in value("samples")],
             errors=[ErrorRow(**e) for e in value("errors")],
             seconds=dict(value("seconds")),
+            engine=value("engine"),
+            bytes_read=value("bytes_read"),
+            left=value("left"),
             data=value("data"),
             images=images,
             tables=None if tables is None else dict(tables),

@@ -99,9 +99,8 @@ def status(dest: str, options: tuple[str, ...]) -> None:
         results.print("estimate from some of the commits, as there are very many")
     results.print(f"shards   {found.ended:,} of {found.shards:,} done")
     results.print(f"images   {totals.rows:,} scored, {totals.errors:,} quarantined, in {totals.units:,} units")
-    results.print(
-        f"bytes    {', '.join(f'{table} {size / 1e6:,.1f} MB' for table, size in totals.bytes.items()) or '0'}"
-    )
+    sizes = {"read": totals.bytes_read, **totals.bytes}
+    results.print(f"bytes    {', '.join(f'{name} {size / 1e6:,.1f} MB' for name, size in sizes.items())}")
     results.print(f"seconds  {', '.join(f'{step} {duration(spent)}' for step, spent in totals.seconds.items()) or '0'}")
 
 

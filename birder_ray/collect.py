@@ -1,5 +1,6 @@
 """The write step: chunks come in any order, complete units go out to the ledger, several at a time."""
 
+from collections import Counter
 from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -107,10 +108,9 @@ class Collector:
             end=end,
             limited=not end and not damaged and samples < self.unit_rows,
             damaged=damaged,
-            seconds={
-                step: sum(chunk.seconds.get(step, 0.0) for chunk in chunks)
-                for step in sorted({step for chunk in chunks for step in chunk.seconds})
-            },
+            seconds=sum((Counter(chunk.seconds) for chunk in chunks), Counter()),
+            bytes_read=sum(chunk.bytes_read for chunk in chunks),
+            engines=sum((Counter({chunk.engine: len(chunk.samples)}) for chunk in chunks if chunk.engine), Counter()),
             leftovers=self.leftovers,
         )
 

@@ -151,7 +151,9 @@ class ComputeConfig(_Block):
 
     dtype: DType = Field("float32", description="type of the weights and activations")
     amp: bool = Field(False, description="run under torch.autocast in the device's default low precision")
-    engine: Literal["auto", "eager", "compiled"] = Field("auto", description="compiled: torch.compile")
+    engine: Literal["auto", "eager", "compiled"] = Field(
+        "auto", description="compiled: to native code, once per machine; auto: where the job is long enough"
+    )
     batch_size: Annotated[int, Field(gt=0)] | Auto = Field("auto", description="images per forward pass")
     preprocess_actors: Annotated[int, Field(gt=0)] | Auto = "auto"
     inference_actors: Annotated[int, Field(gt=0)] | Auto = "auto"

@@ -10,8 +10,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from birder_ray.errors import BirderRayError, plain, printable
 from birder_ray.progress import Meter, Observer, RunSummary
+from birder_ray.schema import DECODE, INFER, READ
 
 _LINE_EVERY_S = 60.0
+_BUSY = 0.8
+_ADVICE = {
+    READ: "; storage that is nearer or faster, or more and smaller shards, would help",
+    DECODE: "; more CPU cores, or --preprocess-actors, would help",
+    INFER: "; as it should be: only more or faster GPUs or cores would help",
+}
+"""What to change where a step's workers are always busy."""
 
 
 class _Console(RichConsole):
@@ -93,8 +101,9 @@ def show_summary(summary: RunSummary) -> None:
     ]
     if not nothing_new:
         rows.append(("images/s", f"{summary.images_per_s:,.1f} once running"))
+        rows.append(("engine", ", ".join(f"{name} {count:,}" for name, count in sorted(summary.engines.items()))))
         step, share = max(summary.utilisation.items(), key=lambda item: item[1])
-        rows.append(("busiest", f"{step} ({share:.0%} of its workers' time)"))
+        rows.append(("busiest", f"{step} ({share:.0%} of its workers' time{_ADVICE[step] if share > _BUSY else ''})"))
     rows.append(("outputs", f"{summary.destination} ({summary.total_units:,} units, recipe {summary.recipe})"))
     rows.append(("next", f"birder-ray verify {summary.destination}"))
     if summary.total_errors:

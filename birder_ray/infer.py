@@ -6,16 +6,16 @@ import re
 import time
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from birder_ray.backbone import Backbone, resolve
 from birder_ray.chunk import Chunk
 from birder_ray.config import ComputeConfig, ModelConfig, OutputsConfig
+from birder_ray.engine import Engine
 from birder_ray.errors import RunFailed, SampleError
 from birder_ray.pooling import pool
 from birder_ray.schema import (
@@ -24,15 +24,13 @@ from birder_ray.schema import (
     INFER,
     PREDICTIONS,
     embeddings_schema,
-    feature_column,
     features_schema,
     predictions_schema,
 )
+from birder_ray.scoring import FINITE, Scorer
 from birder_ray.tables import Columns, build, to_ipc
 
 logger = logging.getLogger(__name__)
-
-FINITE = "finite"
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Parameters of mallopt(3)."""
@@ -49,11 +47,12 @@ class Infer:
     Args:
         model: what to load; resolved to a file on this machine.
         outputs: tables to make.
-        compute: type and engine; `engine="auto"` means eager here (the runtime decides what pays).
+        compute: type and engine.
         device: `auto` (cuda where torch sees one), `cpu`, `cuda`, `cuda:1`.
         threads: torch's CPU threads, process-wide; None leaves them, and how the process allocates, as they are.
         batch_size: images per forward pass; None takes a default for the device. Halved when memory runs out.
         sha256: what the weights must hash to, as the driver resolved them; None accepts any.
+        images: that are ahead of this actor, by which `engine="auto"` decides whether to compile; None: not known.
 
     Raises:
         ConfigError: the model cannot be found or loaded, or cannot give an output that is asked for.
@@ -70,6 +69,7 @@ class Infer:
         threads: int | None = None,
         batch_size: int | None = None,
         sha256: str | None = None,
+        images: float | None = None,
     ):
         compute = compute or ComputeConfig()
         if device == "auto":
@@ -82,14 +82,12 @@ class Infer:
         if sha256 is not None and weights.sha256 != sha256:
             raise RunFailed(f"{weights.path}: sha256 {weights.sha256[:12]}… here, {sha256[:12]}… on the driver")
         self.outputs = outputs
-        self.tta = model.tta
         self.backbone = Backbone(
             weights,
             size=model.size,
             dtype=compute.dtype,
             device=device,
             amp=compute.amp,
-            compiled=compute.engine == "compiled",
             levels=outputs.features.levels if outputs.features else (),
             reduce=partial(pool, poolings=outputs.features.pooling if outputs.features else ()),
         )
@@ -98,7 +96,33 @@ class Infer:
         self.device = self.backbone.device
         self.batch_size = batch_size or _BATCH_SIZE[self.device.type]
         self.schemas = self._schemas()
-        self._needs_plain_pass = bool(outputs.embeddings or outputs.features or not model.tta)
+        self.scorer = Scorer(self.backbone, outputs, model.tta)
+        self._engine_options: dict[str, Any] = {
+            "model": model,
+            "outputs": outputs,
+            "compute": compute.model_copy(update={"engine": "eager"}),
+            "device": device,
+            "threads": threads,
+            "sha256": weights.sha256,
+        }
+        self._wanted = compute.engine
+        self._images = images
+        self.engine = self._new_engine()
+
+    def _new_engine(self) -> Engine:
+        options = self._engine_options
+        model, outputs, compute = options["model"], options["outputs"], options["compute"]
+        recipe = {
+            "weights": options["sha256"],
+            "network": self.backbone.weights.network,
+            "size": self.backbone.size,
+            "tta": model.tta,
+            "outputs": outputs.model_dump(mode="json"),
+            "dtype": compute.dtype,
+            "amp": compute.amp,
+        }
+        exact = compute.dtype == "float32" and not compute.amp
+        return Engine(self.scorer, exact, self._wanted, options, recipe, self.batch_size, self._images)
 
     def __call__(self, chunk: Chunk) -> Chunk:
         """Score a preprocessed chunk.
@@ -122,7 +146,7 @@ class Infer:
             name: to_ipc(build(schema, chunk.shard, samples, columns, self.backbone.class_names))
             for name, schema in self.schemas.items()
         }
-        return chunk.after(INFER, time.perf_counter() - start, samples, errors, tables=tables)
+        return chunk.after(INFER, time.perf_counter() - start, samples, errors, tables=tables, engine=self.engine.name)
 
     def _score(self, images: np.ndarray) -> Columns:
         parts: list[Columns] = []
@@ -152,50 +176,18 @@ class Infer:
             height, width = self.backbone.size
             raise RunFailed(f"out of memory on {self.device} with a single {width} x {height} px image")
         self.batch_size = (self.batch_size + 1) // 2
+        self.engine = self._new_engine()
         logger.warning("out of memory: going on with batches of %d", self.batch_size)
 
     @torch.inference_mode()
     def _batch(self, pixels: np.ndarray) -> Columns:
         rows = len(pixels)
-        if self.backbone.compiled and rows < self.batch_size:  # another shape would be compiled anew
+        if self.engine.compiled and rows < self.batch_size:  # it is compiled for whole batches
             pixels = np.concatenate([pixels, np.zeros((self.batch_size - rows, *pixels.shape[1:]), pixels.dtype)])
-        images = self._normalised(pixels)
-        results: dict[str, torch.Tensor] = {}
-        if self._needs_plain_pass:
-            plain = self.backbone.forward(images)
-            if self.outputs.embeddings:
-                results["embedding"] = plain.embedding.to(getattr(torch, self.outputs.embeddings.dtype))
-            for level, vectors in plain.features.items():
-                results |= {feature_column(level, pooling): vector for pooling, vector in vectors.items()}
-        if self.outputs.predictions:
-            logits = [self.backbone.logits(crop) for crop in _five_crops(images)] if self.tta else [plain.logits]
-            results |= self._predictions(torch.stack(logits).float())
-        results[FINITE] = torch.stack([torch.isfinite(x).flatten(1).all(dim=1) for x in results.values()]).all(dim=0)
-        return {name: values[:rows].cpu().numpy() for name, values in results.items()}
-
-    def _normalised(self, pixels: np.ndarray) -> torch.Tensor:
-        """The very operations of birder's transform, so that the network's input is the same bit for bit."""
         host = torch.empty(pixels.shape, dtype=_DTYPES[pixels.dtype.name], pin_memory=self.device.type == "cuda")
         host.numpy()[...] = pixels
-        images = host.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        images = F.to_dtype(images, torch.float32, scale=True)
-        normalised: torch.Tensor = F.normalize(images, self.backbone.mean, self.backbone.std)
-        return normalised
-
-    def _predictions(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Columns of predictions from (crops, B, classes): the mean of the crops' probabilities, as birder's TTA."""
-        options = self.outputs.predictions
-        assert options is not None
-        probabilities = logits.softmax(dim=2).mean(dim=0)
-        ordered, order = probabilities.sort(dim=1, descending=True, stable=True)  # ties: the lower index first
-        results = {
-            "top_indices": order[:, : options.top_k].to(torch.int32),
-            "top_probabilities": ordered[:, : options.top_k],
-            "entropy": torch.special.entr(probabilities).sum(dim=1, keepdim=True),
-        }
-        if options.logits:
-            results["logits"] = logits.mean(dim=0)
-        return results
+        results = self.engine(host.to(self.device, non_blocking=True))
+        return {name: values[:rows].cpu().numpy() for name, values in results.items()}
 
     def _schemas(self) -> dict[str, pa.Schema]:
         schemas = {}
@@ -215,10 +207,3 @@ def _keep_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _five_crops(images: torch.Tensor) -> list[torch.Tensor]:
-    """birder's test-time augmentation: corners and centre at 0.8 of each side, resized back."""
-    height, width = images.shape[-2:]
-    crops = F.five_crop(images, [int(height * 0.8), int(width * 0.8)])
-    return [F.resize(crop, [height, width], InterpolationMode.BICUBIC, antialias=True) for crop in crops]

@@ -234,4 +234,5 @@ class _Scoring:
             images_per_s=self.meter.images_per_s,
             utilisation=self.meter.utilisation,
             error_types=dict(self.meter.error_types),
+            engines=dict(self.meter.engines),
         )

@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple
 
 from birder_ray.commit import Ledger
@@ -19,6 +20,9 @@ UNITS_PER_TASK = 4
 
 TASKS_PER_SHARD = 64
 """At most so many tasks for one shard: each may have to step over what comes before its units."""
+
+_IMAGE_BYTES = 150_000
+"""Of a photo in a shard that does not say how many it holds; nothing but an estimate hangs on it."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -67,6 +71,14 @@ class Work:
     def todo(self, number: int) -> bool:
         """Whether this work includes unit `number`."""
         return self.first <= number and (self.stop is None or number < self.stop) and number not in self.done
+
+    @property
+    def images(self) -> float:
+        """About how many there are to do; 0 where there is no telling."""
+        before = (self.first + len(self.done)) * self.unit_rows
+        end = inf if self.stop is None else self.stop * self.unit_rows
+        known = self.shard.count if self.shard.count is not None else (self.shard.size or 0) / _IMAGE_BYTES
+        return max(0.0, min(end, known, inf if self.sample_stop is None else self.sample_stop) - before)
 
 
 @dataclass

@@ -21,6 +21,7 @@ class RunSummary:
         images_per_s: from the first scored chunk to the last commit; 0 where nothing was to do.
         utilisation: busy share of each step's workers, 0..1, by step.
         error_types: number of quarantined samples of this invocation by type.
+        engines: images of this invocation by the engine that scored them, eager or compiled.
     """
 
     destination: str
@@ -35,6 +36,7 @@ class RunSummary:
     images_per_s: float
     utilisation: dict[str, float]
     error_types: dict[str, int]
+    engines: dict[str, int]
 
 
 class Observer:
@@ -71,6 +73,7 @@ class Meter:
     committed_errors: int = 0
     units: int = 0
     error_types: Counter[str] = field(default_factory=Counter)
+    engines: Counter[str] = field(default_factory=Counter)
     busy: Counter[str] = field(default_factory=Counter)
     first: float | None = None
     latest: float = 0.0
@@ -83,6 +86,8 @@ class Meter:
         self.errors += len(chunk.errors)
         self.error_types.update(error.error_type for error in chunk.errors)
         self.busy.update(chunk.seconds)
+        if chunk.engine is not None:
+            self.engines[chunk.engine] += len(chunk.samples)
 
     def committed(self, record: Record) -> None:
         self.latest = time.perf_counter()

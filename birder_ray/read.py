@@ -133,6 +133,7 @@ class _Cutter:
             samples=self.samples,
             errors=self.errors,
             seconds={READ: self.seconds},
+            bytes_read=sum(map(len, self.data)),
             data=self.data,
         )
         self.emitted += 1

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from birder_ray.folder import Folder
 from birder_ray.guard import Attempt, AttemptBook, Key, guarded, starting, watched
 from birder_ray.plan import Work
 from birder_ray.read import read_chunks
-from birder_ray.schema import DECODE, INFER
+from birder_ray.schema import DECODE, INFER, TRANSFER, WAIT
 from birder_ray.sizes import Sizes
 
 _MOST_READ_TASKS = 10_000
@@ -63,7 +64,7 @@ class _PreprocessActor:
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for row in range(block.num_rows):
-            chunk = Chunk.from_table(block, row)
+            chunk = _taken(block, row)
             result = guarded(DECODE, self.preprocess, self.attempts, chunk, self.timeout_s)
             if result is not None:
                 yield result.to_table()
@@ -81,9 +82,17 @@ class _InferActor:
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for row in range(block.num_rows):
-            result = guarded(INFER, self.infer, self.attempts, Chunk.from_table(block, row))
+            result = guarded(INFER, self.infer, self.attempts, _taken(block, row))
             if result is not None:
                 yield result.to_table()
+
+
+def _taken(block: pa.Table, row: int) -> Chunk:
+    """The chunk in a row, as a step begins with it."""
+    started = time.time()
+    chunk = Chunk.from_table(block, row)
+    # Clocks of two machines may differ
+    return chunk.spent({WAIT: max(0.0, started - chunk.left), TRANSFER: time.time() - started})
 
 
 def _actor_id() -> str:
@@ -128,6 +137,7 @@ def stream(
         "threads": sizes.inference_threads,
         "batch_size": sizes.batch_size,
         "sha256": weights_sha256,
+        "images": sum(each.images for each in work) / sizes.inference_actors,
     }
     _configure(max((each.shard.size or 0 for each in work), default=0))
     arrow: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
@@ -160,7 +170,7 @@ def stream(
                 attempts.stop()
                 told = True
             for row in range(block.num_rows):
-                yield Chunk.from_table(block, row)
+                yield _taken(block, row)
     except BirderRayError:
         raise
     except Exception as error:

@@ -14,6 +14,9 @@ OUTPUT_TABLES = (PREDICTIONS, EMBEDDINGS, FEATURES)
 
 READ, DECODE, INFER = "read", "decode", "infer"
 
+WAIT, TRANSFER = "wait", "transfer"
+"""Seconds of chunks besides those of the steps: ready between two of them, and unpacked out of the object store."""
+
 WHOLE_SHARD = -1
 """`index` of the errors row that stands for a shard, not for one of its samples."""
 

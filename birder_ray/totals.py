@@ -10,12 +10,13 @@ from birder_ray.commit import Ledger, Record
 
 @dataclass
 class Totals:
-    """Sums over commits; `bytes` by table, `seconds` by step."""
+    """Sums over commits; `bytes` by table, `bytes_read` of encoded images, `seconds` by step."""
 
     units: int = 0
     samples: int = 0
     rows: int = 0
     errors: int = 0
+    bytes_read: int = 0
     bytes: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -24,6 +25,7 @@ class Totals:
         self.samples += record.samples
         self.rows += record.rows
         self.errors += record.errors
+        self.bytes_read += record.bytes_read
         for table, part in record.parts.items():
             self.bytes[table] = self.bytes.get(table, 0) + part.bytes
         for step, spent in record.seconds.items():
@@ -36,6 +38,7 @@ class Totals:
             samples=self.samples + other.samples,
             rows=self.rows + other.rows,
             errors=self.errors + other.errors,
+            bytes_read=self.bytes_read + other.bytes_read,
             bytes={table: self.bytes.get(table, 0) + other.bytes.get(table, 0) for table in tables},
             seconds={step: self.seconds.get(step, 0.0) + other.seconds.get(step, 0.0) for step in steps},
         )
@@ -47,6 +50,7 @@ class Totals:
             samples=round(times * self.samples),
             rows=round(times * self.rows),
             errors=round(times * self.errors),
+            bytes_read=round(times * self.bytes_read),
             bytes={table: round(times * size) for table, size in self.bytes.items()},
             seconds={step: times * spent for step, spent in self.seconds.items()},
         )

@@ -173,7 +173,7 @@ def test_a_redone_unit_without_rows_leaves_no_old_part(tmp_path):
     (unit,) = ledger.units()
     ledger.retract(unit)
     empty = {name: schema.empty_table() for name, schema in SCHEMAS.items()}
-    told = {"end": True, "limited": False, "damaged": False, "seconds": {}}
+    told = {"end": True, "limited": False, "damaged": False, "seconds": {}, "bytes_read": 0, "engines": {}}
     ledger.write(unit, "a.tar", recipe, empty, ERRORS_SCHEMA.empty_table(), leftovers=ledger.leftovers(), **told)
     assert ledger.leftovers() == set()
 

@@ -58,7 +58,8 @@ def _write(ledger: Ledger, who: str) -> None:
     """The unit as `who` scored it."""
     table = pa.table({"sample": ["a", "b"], "probability": pa.array([len(who), 0.5], pa.float32())})
     errors = ERRORS_SCHEMA.empty_table()
-    options = {"end": True, "limited": False, "damaged": False, "seconds": {}, "leftovers": set()}
+    told = {"end": True, "limited": False, "damaged": False, "seconds": {}, "bytes_read": 0, "engines": {}}
+    options = {**told, "leftovers": set()}
     recipe = Recipe.of(config("/nowhere"), FACTS)
     ledger.write(UNIT, "shard.tar", recipe, {PREDICTIONS: table}, errors, **options)
 

@@ -12,9 +12,10 @@ from birder.inference.classification import infer_image
 from PIL import Image
 
 from birder_ray.chunk import Chunk, Sample
-from birder_ray.config import ComputeConfig, ModelConfig, OutputsConfig
+from birder_ray.config import ComputeConfig, ModelConfig, OutputsConfig, PredictionsConfig
 from birder_ray.errors import ConfigError, RunFailed
 from birder_ray.infer import Infer
+from birder_ray.scoring import predictions
 from birder_ray.testing import tiny_checkpoint
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
@@ -136,9 +137,8 @@ def test_float_pixels_give_the_same(model):
 
 
 def test_ties_go_to_the_lower_index(model):
-    infer = make(model)
     logits = torch.tensor([[[1.0, 3.0, 3.0, 2.0, 2.0, 2.0, 0.0]]])
-    assert infer._predictions(logits)["top_indices"].tolist() == [[1, 2, 3, 4, 5]]
+    assert predictions(logits, PredictionsConfig())["top_indices"].tolist() == [[1, 2, 3, 4, 5]]
 
 
 def test_nothing_to_score(model):

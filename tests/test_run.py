@@ -70,6 +70,20 @@ def test_what_a_run_leaves_behind(tmp_path, model):
     assert manifest["totals"]["samples"] == 3
 
 
+def test_every_commit_says_where_its_time_and_bytes_went(tmp_path, model):
+    make_shards(str(tmp_path / "data"), images_per_shard=8, shards=1, format="images")
+    summary = run(_config(str(tmp_path / "data"), model, tmp_path / "out"))
+    records = [json.loads(path.read_text()) for path in sorted((tmp_path / "out" / COMMITS).iterdir())]
+    assert len(records) == 2 and summary.engines == {"eager": 8}
+    for record in records:
+        assert set(record["seconds"]) == {"read", "decode", "infer", "write", "wait", "transfer"}
+        assert all(0 < seconds < 60 for seconds in record["seconds"].values())
+        assert record["engines"] == {"eager": record["rows"]}
+    size = sum(path.stat().st_size for path in (tmp_path / "data").rglob("*.jpg"))
+    assert sum(record["bytes_read"] for record in records) == size
+    assert status(str(tmp_path / "out")).totals.bytes_read == size
+
+
 def test_running_again_does_nothing(tmp_path, model):
     make_shards(str(tmp_path / "data"), images_per_shard=6, shards=1)
     config = _config(str(tmp_path / "data"), model, tmp_path / "out")

@@ -1,7 +1,6 @@
 """A birder network in memory."""
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ class Backbone:
         weights: what to load.
         size: input height and width in pixels; None keeps the checkpoint's.
         dtype: of weights and activations. amp: run under autocast in the device's default low precision.
-        device: torch device. compiled: use torch.compile (tens of seconds at the first batch).
+        device: torch device.
         levels: feature levels to give; `all`, or names, or none.
         reduce: what is kept of a level, from (B, C, L) to (B, C) by name.
 
@@ -38,7 +37,6 @@ class Backbone:
         dtype: str = "float32",
         device: str = "cpu",
         amp: bool = False,
-        compiled: bool = False,
         levels: Wanted = "all",
         reduce: Reduce,
     ):
@@ -69,13 +67,9 @@ class Backbone:
         if self.passes.count > 1:
             logger.info("%s: its outputs take %d forward passes per image", weights.network, self.passes.count)
         # 2-18 % faster for convolutions, but with other rounding than birder's: not where parity is promised
-        exact = self.dtype == torch.float32 and not amp and not compiled
+        exact = self.dtype == torch.float32 and not amp
         self.layout = torch.channels_last if _mostly_convolutions(net) and not exact else torch.contiguous_format
         net.to(self.dtype, memory_format=self.layout)
-        self.compiled = compiled
-        self._run: Callable[[torch.Tensor, bool], Outputs] = self.passes
-        if compiled:
-            self._run = torch.compile(self.passes, dynamic=False, options={"freezing": self.device.type == "cpu"})
 
     def require_classes(self) -> None:
         """Raises ConfigError if the network has no classifier."""
@@ -93,7 +87,7 @@ class Backbone:
     def _call(self, images: torch.Tensor, with_levels: bool) -> Outputs:
         images = images.to(self.dtype).contiguous(memory_format=self.layout)
         with torch.autocast(self.device.type, enabled=self.amp):
-            return self._run(images, with_levels)
+            return self.passes(images, with_levels)
 
 
 def _load(weights: Weights) -> tuple[Any, fs_ops.ModelInfo]:
