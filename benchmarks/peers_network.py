@@ -1,0 +1,201 @@
+"""What the scripts of both peers share: birder's network as its users call it, decoding, arguments and measuring.
+
+`Network` is birder's public API, in two passes, as its documentation shows it; with `one_pass`, birder-ray's own
+inference step in its place, so that what differs from birder-ray is the pipeline alone.
+"""
+
+import argparse
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+LEVELS = ("stage1", "stage2", "stage3", "stage4")
+POOLINGS = ("mean", "max", "std")
+VECTORS = ("embedding", *(f"{level}_{pooling}" for level in LEVELS for pooling in POOLINGS))
+TOP_K = 5
+
+
+def parse_arguments(description: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True, help="folder of WebDataset tars or of images")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="birder checkpoint, named NETWORK_TAG.pt")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the Parquet files")
+    parser.add_argument("--engine", choices=("eager", "compiled"), default="eager")
+    parser.add_argument("--one-pass", action="store_true", help="birder-ray's network instead of birder's two passes")
+    parser.add_argument("--size", type=int, default=256, help="side of the network's input, px")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes with a network")
+    return parser.parse_args()
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """(size, size, 3) uint8, bit-equal to birder-ray's default decoder."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_image
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
+    image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    image = F.resize(image, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    pixels: np.ndarray = image.permute(1, 2, 0).contiguous().numpy()
+    return pixels
+
+
+class Network:
+    """Keys and (B, H, W, 3) uint8 pixels in, a table with one row per image out.
+
+    Args:
+        engine: compiled: torch.compile with frozen weights. threads: torch's, process-wide; None leaves them.
+    """
+
+    def __init__(self, checkpoint: Path, engine: str, one_pass: bool, batch_size: int, size: int, threads: int | None):
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.batch_size = batch_size
+        self.padded = engine == "compiled"
+        make = _birder_ray if one_pass else _birder
+        self.run, self.classes = make(checkpoint, engine, batch_size, threads)
+        self.run(
+            np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3), np.uint8)
+        )  # compiles, if it must
+
+    def __call__(self, keys: Sequence[str], pixels: np.ndarray) -> pa.Table:
+        rows = len(pixels)
+        if self.padded and rows < self.batch_size:  # another shape would be compiled anew
+            pixels = np.concatenate([pixels, np.zeros((self.batch_size - rows, *pixels.shape[1:]), np.uint8)])
+        found = {name: values[:rows] for name, values in self.run(pixels).items()}
+        columns = {"key": pa.array(keys, pa.string())}
+        columns["prediction"] = pa.array([self.classes[first] for first in found["top_indices"][:, 0]])
+        columns |= {name: _vectors(values) for name, values in found.items()}
+        columns["scored_at"] = pa.array(np.full(rows, time.time()))
+        return pa.table(columns)
+
+
+def _birder(checkpoint: Path, engine: str, batch_size: int, threads: int | None) -> tuple[Callable, list[str]]:
+    """birder's own API: `detection_features` and `embedding` are a pass each."""
+    import torch
+    from birder.common.fs_ops import load_model
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net, info = load_model(device, checkpoint.stem.rpartition("_")[0], path=checkpoint, inference=True)
+    centre, scale = (torch.tensor(info.rgb_stats[name], device=device).view(3, 1, 1) for name in ("mean", "std"))
+
+    def forward(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        embedding = net.embedding(images)
+        found = {"embedding": embedding}
+        top = net.classify(embedding).softmax(dim=1).topk(TOP_K)
+        found |= {"top_indices": top.indices.int(), "top_probabilities": top.values}
+        for level, features in net.detection_features(images).items():
+            positions = features.flatten(2)
+            mean = positions.mean(dim=2, keepdim=True)
+            found[f"{level}_mean"] = mean.squeeze(2)
+            found[f"{level}_max"] = positions.amax(dim=2)
+            found[f"{level}_std"] = (positions - mean).square().mean(dim=2).sqrt()  # `std` itself takes 4 times as long
+        return found
+
+    if engine == "compiled":
+        torch._inductor.config.freezing = device.type == "cpu"
+        forward = torch.compile(forward, dynamic=False)
+
+    def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).contiguous().float().div_(255)
+            return {name: values.cpu().numpy() for name, values in forward((images - centre) / scale).items()}
+
+    return run, sorted(info.class_to_idx, key=info.class_to_idx.__getitem__)
+
+
+def _birder_ray(checkpoint: Path, engine: str, batch_size: int, threads: int | None) -> tuple[Callable, list[str]]:
+    """birder-ray's inference step without its pipeline; its compiler runs beside the first batches."""
+    from birder_ray.config import ComputeConfig, ModelConfig, OutputsConfig
+    from birder_ray.infer import Infer
+
+    compute = ComputeConfig(engine=engine)
+    infer = Infer(
+        ModelConfig(name=str(checkpoint)), OutputsConfig.all(), compute, threads=threads, batch_size=batch_size
+    )
+
+    def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        found = infer._batch(pixels)
+        while infer.engine.name != engine:
+            time.sleep(1)
+            found = infer._batch(pixels)
+        return {name: found[name] for name in ("top_indices", "top_probabilities", *VECTORS)}
+
+    return run, infer.backbone.class_names
+
+
+def _vectors(values: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
+class PeakMemory:
+    """Highest sum of resident memory over this process and all that it started, GiB, sampled twice a second.
+
+    Pages that processes share count once for each of them.
+    """
+
+    def __init__(self, with_root: bool = True):
+        self._gib = 0.0
+        self._with_root = with_root
+        self._stopped = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def stop(self) -> float:
+        self._stopped.set()
+        return self._gib
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(0.5):
+            self._gib = max(self._gib, self._now())
+
+    def _now(self) -> float:
+        parents, resident = {}, {}
+        for folder in Path("/proc").iterdir():
+            with suppress(OSError, ValueError):
+                process = int(folder.name)
+                parents[process] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                resident[process] = int((folder / "statm").read_text().split()[1])
+        family, found = {os.getpid()}, 0
+        while len(family) > found:
+            found = len(family)
+            family |= {process for process, parent in parents.items() if parent in family}
+        counted = family if self._with_root else family - {os.getpid()}
+        return sum(resident.get(process, 0) for process in counted) * os.sysconf("SC_PAGE_SIZE") / 1024**3
+
+
+def steady_rate(batches: Iterable[tuple[float, int]]) -> float:
+    """images/s over the last two thirds of (end, rows) of batches, as `throughput.score` has it of its units."""
+    steady = sorted(batches)
+    steady = steady[len(steady) // 3 :]
+    return sum(rows for _, rows in steady[1:]) / (steady[-1][0] - steady[0][0])
+
+
+def report(output: Path, memory: PeakMemory) -> None:
+    """Print what was measured of a finished run as one line of JSON, with seconds since this process began."""
+    import pyarrow.parquet as pq
+
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    up = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    started = time.time() - up
+    moments = [
+        at for file in output.rglob("*.parquet") for at in pq.read_table(file, columns=["scored_at"])[0].to_pylist()
+    ]
+    batches = {at: moments.count(at) for at in set(moments)}
+    figures = {
+        "images": len(moments),
+        "wall_s": round(up, 2),
+        "steady_images_per_s": round(steady_rate(batches.items()), 2),
+        "first_batch_s": round(min(moments) - started, 2),
+        "peak_rss_gib": round(memory.stop(), 2),
+    }
+    print(json.dumps(figures), flush=True)
