@@ -125,7 +125,7 @@ class Chunk:
     seconds: dict[str, float] = field(default_factory=dict)
     engine: str | None = None
     bytes_read: int = 0
-    left: float = field(default_factory=time.time)
+    left: float = field(default_factory=time.time, compare=False)
     data: list[bytes] | None = None
     images: np.ndarray | None = None
     tables: dict[str, bytes] | None = None
