@@ -69,7 +69,7 @@ def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> R
         with ThreadPoolExecutor(1) as pool:
             identifying = pool.submit(_identify, config)
             ray = None
-            if not folder.exists(SUCCESS):  # there is work to do, so Ray starts while torch is imported
+            if not folder.exists(SUCCESS):  # there is work to do, so Ray starts meanwhile
                 ray = stack.enter_context(session(config.compute.ray_address))
             model = identifying.result()
         recipe = Recipe.of(config, model.facts)
@@ -111,7 +111,7 @@ class _Model:
 
 def _identify(config: RunConfig) -> _Model:
     """What the driver needs to know of the model, without building it."""
-    from birder_ray.backbone import resolve  # imports torch for seconds, while Ray starts
+    from birder_ray.backbone import resolve  # may import birder for seconds, or download, while Ray starts
 
     weights = resolve(config.model)
     spec = weights.input_spec(config.model)

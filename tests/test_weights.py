@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import struct
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -154,6 +155,14 @@ def test_header(tmp_path):
     header = read_header(tmp_path / "net.pt")
     assert (header.size, header.channels, header.task) == ((32, 48), 1, None)
     assert header.class_names == ("a", "b", "class_2")
+
+
+def test_few_bytes_that_fill_the_memory_are_left_to_torch(tmp_path):
+    for pickled in (b"\x80\x02Nr\xff\xff\xff\xff.", b"Np4294967295\n.", b"\x96" + b"\xff" * 5 + b"\0" * 3 + b"."):
+        with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
+            archive.writestr("net/data.pkl", pickled)
+        with pytest.raises(ConfigError, match="not a birder checkpoint, or damaged: RuntimeError"):
+            read_header(tmp_path / "net.pt")
 
 
 def test_header_of_safetensors(tmp_path, monkeypatch):

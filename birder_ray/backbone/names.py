@@ -1,20 +1,20 @@
 """From what the user calls a model to its weights on this machine."""
 
 import difflib
+import fnmatch
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import birder
-from birder.common import cli, lib
-from birder.conf import settings
-from birder.model_registry import Task, registry
-
 from birder_ray import weights as files
+from birder_ray.backbone.known import known
 from birder_ray.chunk import InputSpec
 from birder_ray.config import ModelConfig
 from birder_ray.errors import ConfigError
+
+_TASK = "image_classification"
 
 _RENAMED = {"hieradet_small_dino-v2": "hieradet_d_small_dino-v2"}
 """Prefixes of names that birder changed, in the version below."""
@@ -66,9 +66,9 @@ def resolve(model: ModelConfig) -> Weights:
     network = model.network or net.get("network") or _network_of(name, header.birder_version)
     if network is None:
         raise ConfigError(f"{path}: the file name does not begin with a birder network; pass --network")
-    if not registry.exists(network, task=Task.IMAGE_CLASSIFICATION):
-        raise ConfigError(f"{network}: no such birder network{_suggest(network, _networks())}")
-    if header.task not in (None, Task.IMAGE_CLASSIFICATION):
+    if network.lower() not in known().networks:
+        raise ConfigError(f"{network}: no such birder network{_suggest(network, known().networks)}")
+    if header.task not in (None, _TASK):
         raise ConfigError(f"{path}: a model for {header.task}; only image classification is supported")
     return Weights(
         path=str(path),
@@ -103,26 +103,31 @@ def catalogue(pattern: str) -> list[Entry]:
     """birder's pretrained classification models whose names match the glob `pattern`; a plain word matches anywhere."""
     pattern = pattern if any(character in pattern for character in "*?[") else f"*{pattern}*"
     entries = []
-    for name in registry.list_pretrained_models(include_filter=pattern, task=Task.IMAGE_CLASSIFICATION):
-        known: Any = registry.get_pretrained_metadata(name)
+    for name in fnmatch.filter(known().names(_TASK), pattern):
+        published = known().pretrained[name]
         here = files.local_file(name, _models_dir())
         classes = len(files.read_header(here).class_names) if here else None
-        megabytes = next(iter(known["formats"].values()))["file_size"]
-        network = known["net"]["network"]
-        entries.append(Entry(name, network, known["resolution"], megabytes, classes, str(here) if here else None))
+        megabytes = next(iter(published["formats"].values()))["file_size"]
+        network, size = published["net"]["network"], tuple(published["resolution"])
+        entries.append(Entry(name, network, size, megabytes, classes, str(here) if here else None))
     return entries
 
 
 def _models_dir() -> Path:
-    return Path(os.environ.get("MODELS_DIR") or settings.MODELS_DIR)
+    told = os.environ.get("MODELS_DIR")
+    if told or not Path("birder.toml").exists():
+        return Path(told or "models")
+    from birder.conf import settings  # which read that file
+
+    return Path(settings.MODELS_DIR)
 
 
 def _published(name: str) -> Any:
     """birder's entry for a pretrained model; None if it has none of this name."""
-    if not registry.pretrained_exists(name):
+    entry = known().pretrained.get(name)
+    if entry is None:
         return None
-    entry: Any = registry.get_pretrained_metadata(name)
-    if entry["task"] != Task.IMAGE_CLASSIFICATION:
+    if entry["task"] != _TASK:
         raise ConfigError(f"{name}: a model for {entry['task']}; only image classification is supported")
     if not any(f".{kind}" in files.SUFFIXES for kind in entry["formats"]):
         raise ConfigError(f"{name}: published only as {', '.join(entry['formats'])}, which is not supported")
@@ -136,9 +141,9 @@ def _by_name(model: ModelConfig) -> tuple[Path, str, Any]:
         path = _find(name, model.weights_mirror, published)
         if path is not None:
             return path, name, published
-    names = registry.list_pretrained_models(task=Task.IMAGE_CLASSIFICATION)
+    names = known().names(_TASK)
     raise ConfigError(
-        f"{model.name}: birder {birder.__version__} has no pretrained model of this name"
+        f"{model.name}: birder {known().version} has no pretrained model of this name"
         f"{_suggest(model.name, names)}; a file of one's own goes to {_models_dir() / model.name}.pt"
     )
 
@@ -147,11 +152,13 @@ def _find(name: str, mirror: str | None, published: Any) -> Path | None:
     formats = published["formats"] if published else {}
 
     def download(file: str, path: Path) -> None:
+        from birder.common import cli, lib
+
         _, url = lib.get_pretrained_model_url(name, Path(file).suffix[1:])
         cli.download_file(url, path, progress_bar=False)
 
-    known = {f".{kind}": entry["sha256"] for kind, entry in formats.items()}
-    return files.from_name(name, _models_dir(), mirror, known, download if published else None)
+    hashes = {f".{kind}": entry["sha256"] for kind, entry in formats.items()}
+    return files.from_name(name, _models_dir(), mirror, hashes, download if published else None)
 
 
 def _current_name(name: str) -> str:
@@ -161,17 +168,13 @@ def _current_name(name: str) -> str:
     return name
 
 
-def _networks() -> list[str]:
-    return [*registry.list_models(task=Task.IMAGE_CLASSIFICATION), *registry.name_aliases]
-
-
 def _network_of(name: str, birder_version: tuple[int, ...]) -> str | None:
     """The longest network name that begins `name`; birder's files are called `<network>_<tag>`."""
     name = (_current_name(name) if () < birder_version < _RENAMED_IN else name).lower()
-    candidates = [network for network in _networks() if name == network or name.startswith(f"{network}_")]
+    candidates = [network for network in known().networks if name == network or name.startswith(f"{network}_")]
     return max(candidates, key=len, default=None)
 
 
-def _suggest(name: str, names: list[str]) -> str:
+def _suggest(name: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     return f"; did you mean {', '.join(close)}?" if close else ""
