@@ -1,6 +1,6 @@
 """Where a short run spends its time: a timeline of `score` over 64 photos, against the least that Ray itself takes.
 
-    python benchmarks/startup.py [--rounds 3] [--images 64] [--network hgnet_v2_b2] [--size 256] [--imports]
+    python benchmarks/startup.py [--rounds 3] [--images 64] [--network hgnet_v2_b2] [--imports]
 
 The floor is an interpreter that starts Ray, sends one row through a Ray Data chain of one actor and shuts Ray down; it
 and the run take turns, and figures are medians over the rounds; times of one run compare, those of two days do not.
@@ -128,7 +128,7 @@ def measure(folder: Path, told: argparse.Namespace) -> dict[str, list[float]]:
     photos = sorted(PHOTOS.glob("*.JPEG"))
     if not photos:
         sys.exit(f"no photos in {PHOTOS}")
-    checkpoint, tars, _ = prepare(folder, photos, told.images, told.network, told.size)
+    checkpoint, tars, _ = prepare(folder, photos, told.network, told.images)
     found = defaultdict(list)
     for number in range(told.rounds):
         found["floor"].append(_timed([sys.executable, "-c", FLOOR]))
@@ -193,7 +193,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--network", default="hgnet_v2_b2")
-    parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--imports", action="store_true")
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)

@@ -105,7 +105,7 @@ def test_score_says_what_it_did_and_nothing_else(tmp_path):
     told = {"env": environment, "capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 300}
     done = subprocess.run([*command, "-o", str(tmp_path / "out")], check=False, **told)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert [line for line in done.stderr.splitlines() if "images/s" not in line] == []  # a slow machine's progress
     for words in ("images", "12 (12 now)", "1 (DamagedTar 1)", "images/s", "birder-ray verify", "errors/*.parquet"):
         assert words in done.stdout, words
     refused = subprocess.run([*command, "-o", str(tmp_path / "out"), "--center-crop", "0.5"], check=False, **told)
