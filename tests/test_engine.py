@@ -45,7 +45,7 @@ def make(model: str, wanted: str, images: float | None = None, batch_size: int =
     )
 
 
-def until_compiled(infer: Infer, seconds: float = 120) -> None:
+def until_compiled(infer: Infer, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not infer.engine.compiled:
         assert time.monotonic() < deadline
