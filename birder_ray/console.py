@@ -101,7 +101,8 @@ def show_summary(summary: RunSummary) -> None:
     ]
     if not nothing_new:
         rows.append(("images/s", f"{summary.images_per_s:,.1f} once running"))
-        rows.append(("engine", ", ".join(f"{name} {count:,}" for name, count in sorted(summary.engines.items()))))
+        if summary.engines:
+            rows.append(("engine", ", ".join(f"{name} {count:,}" for name, count in sorted(summary.engines.items()))))
         step, share = max(summary.utilisation.items(), key=lambda item: item[1])
         rows.append(("busiest", f"{step} ({share:.0%} of its workers' time{_ADVICE[step] if share > _BUSY else ''})"))
     rows.append(("outputs", f"{summary.destination} ({summary.total_units:,} units, recipe {summary.recipe})"))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from math import inf
 from pathlib import Path
@@ -81,8 +82,9 @@ def compile_package(scorer: Scorer, pixels: torch.Tensor, path: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     for other in path.parent.glob("*.pt2"):
-        if time.time() - other.stat().st_mtime > _KEPT_DAYS * 86_400:
-            other.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process clears up, too
+            if time.time() - other.stat().st_mtime > _KEPT_DAYS * 86_400:
+                other.unlink()
 
 
 def agree(ours: Results, eager: Results, exact: bool, promised: bool) -> bool:
@@ -109,7 +111,8 @@ class Engine:
 
     Args:
         scorer: on its device. exact: it computes in float32. wanted: auto, eager or compiled.
-        options: keyword arguments with which `Infer` builds the same scorer in another process.
+        options: keyword arguments with which `Infer` builds the same scorer in another process, but for `batch_size`
+            and `threads`.
         recipe: what determines the code, as JSON values. batch_size: images of the batches that it is made for.
         images: that are ahead of this actor, None where unknown.
     """
@@ -128,7 +131,7 @@ class Engine:
         self.exact = exact
         self.wanted = wanted
         self.batch_size = batch_size
-        self._options = {**options, "batch_size": batch_size}
+        self._options = {**options, "batch_size": batch_size, "threads": torch.get_num_threads()}
         self._path = package_path(recipe, batch_size, scorer.mean.device)
         self._images = images or 0.0
         self._spent: list[float] = []

@@ -102,7 +102,6 @@ class Infer:
             "outputs": outputs,
             "compute": compute.model_copy(update={"engine": "eager"}),
             "device": device,
-            "threads": threads,
             "sha256": weights.sha256,
         }
         self._wanted = compute.engine

@@ -114,5 +114,5 @@ def _without_ray() -> Iterator[None]:
     def session(*_: Any, **__: Any) -> Iterator[Hardware]:
         yield Hardware(2, 0, 2, 0, 16 * 1024**3)
 
-    with patch.object(pipeline.runtime, "stream", stream), patch.object(pipeline.runtime, "session", session):
+    with patch.object(pipeline.runtime, "stream", stream), patch.object(pipeline, "session", session):
         yield

@@ -111,7 +111,7 @@ class _History:
             self.world = stack.enter_context(world())
             for where, name, value in [
                 (pipeline.runtime, "stream", self.stream),
-                (pipeline.runtime, "session", session),
+                (pipeline, "session", session),
                 (pipeline, "_identify", lambda config: pipeline._Model(FACTS, None, NAMES)),
                 (os, "fsync", lambda file: None),
             ]:
