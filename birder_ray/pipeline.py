@@ -90,7 +90,7 @@ def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> R
         scoring = _Scoring(config, place, plan, earlier, lock, observer, stop)
         if plan.work:
             ray = ray or stack.enter_context(session(config.compute.ray_address))
-            sizes = choose_sizes(ray, config.compute, len(plan.work))
+            sizes = choose_sizes(ray, config.compute, len(plan.work), plan.images)
             sha256 = model.facts.weights_sha256
             with closing(runtime.stream(plan.work, config, model.spec, sha256, sizes, lambda: stop.asked)) as chunks:
                 scoring.run(chunks, sizes.workers)

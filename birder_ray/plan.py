@@ -75,7 +75,7 @@ class Work:
     @property
     def images(self) -> float:
         """About how many there are to do; 0 where there is no telling."""
-        before = (self.first + len(self.done)) * self.unit_rows
+        before = (self.first + sum(unit >= self.first for unit in self.done)) * self.unit_rows
         end = inf if self.stop is None else self.stop * self.unit_rows
         known = self.shard.count if self.shard.count is not None else (self.shard.size or 0) / _IMAGE_BYTES
         return max(0.0, min(end, known, inf if self.sample_stop is None else self.sample_stop) - before)
@@ -97,6 +97,11 @@ class Plan:
     foreign: set[str] = field(default_factory=set)
     units_todo: int | None = 0
     samples: int | None = 0
+
+    @property
+    def images(self) -> float:
+        """About how many there are to do; 0 where there is no telling."""
+        return sum(work.images for work in self.work)
 
 
 class _Last(NamedTuple):

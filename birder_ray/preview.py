@@ -61,7 +61,7 @@ def preview(config: RunConfig) -> Preview:
         units_todo=plan.units_todo,
         units_foreign=len(plan.foreign),
         differs=_difference(config, stored["recipe"]["facts"]) if stored else "",
-        sizes=choose_sizes(_this_machine(config), config.compute, max(1, len(plan.work))),
+        sizes=choose_sizes(_this_machine(config), config.compute, max(1, len(plan.work)), plan.images),
     )
 
 

@@ -13,6 +13,8 @@ Small at 384 px) in batches of 16."""
 
 _CORES_PER_DECODER = 4
 _MOST_READERS = 32
+_FEWEST_CHUNKS = 16
+"""Per inference actor, before chunks grow: an actor that is left with the last one keeps the others waiting."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Sizes:
 
     Args:
         inference_actors_at_first: Ray Data adds the others once there is work for them.
-        chunk_rows: images that travel together. batch_size: images per forward pass, at most `chunk_rows`.
+        batch_size: images per forward pass. chunk_rows: images that travel together, a multiple of that.
         inference_threads: torch threads of an inference actor.
     """
 
@@ -54,13 +56,14 @@ class Hardware:
     memory: float
 
 
-def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int) -> Sizes:
-    """Sizes for a cluster and a job of `tasks` read tasks.
+def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int, images: float = 0.0) -> Sizes:
+    """Sizes for a cluster and a job of `tasks` read tasks and about so many images (0: not known).
 
     An eighth of the cores is the readers'. With GPUs the rest decodes, but for a core per GPU; without, six eighths
     compute and one decodes, and every core gets an inference actor of its own as far as the memory goes: threads of one
     actor wait for one another after each layer, and for whatever takes a core from one of them. Whatever number of
-    actors is asked for shares its part.
+    actors is asked for shares its part. What each chunk costs Ray and the driver, 30 to 40 ms of a core, is spread over
+    as many images as a long job allows.
 
     Raises:
         ConfigError: an inference actor asks for more GPUs than any node has.
@@ -79,16 +82,18 @@ def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int) -> Size
         inference_part = min(float(inference), cpus / 4)
         preprocess_part = cpus * 7 / 8 - inference_part
         preprocess = max(1, floor(preprocess_part))
-        usual_batch = 128
+        usual_batch, most_rows = 128, 256
     else:
         inference = max(1, floor(min(cpus, hardware.memory / _BYTES_PER_CPU_ACTOR)))
         preprocess = max(1, floor(cpus / _CORES_PER_DECODER))
         inference_part, preprocess_part = cpus * 6 / 8, cpus / 8
-        usual_batch = 16
+        usual_batch, most_rows = 16, 64
     inference = inference if compute.inference_actors == "auto" else compute.inference_actors
     preprocess = preprocess if compute.preprocess_actors == "auto" else compute.preprocess_actors
     batch_size = usual_batch if compute.batch_size == "auto" else compute.batch_size
+    rows = max(usual_batch, min(most_rows, images / inference / _FEWEST_CHUNKS))
     readers = max(1, min(tasks, 2 * preprocess if cpus >= _CORES_PER_DECODER else 1, _MOST_READERS))
+    # Where readers and decoders ask for the same, on one or two cores, Ray runs both in the decoders' processes
     return Sizes(
         readers=readers,
         reader_cpus=min(0.25, _share(cpus / 8, readers)),
@@ -101,7 +106,7 @@ def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int) -> Size
         gpus_per_actor=gpus_per_actor,
         inference_threads=max(1, floor((inference_part if gpus_per_actor else cpus) / inference)),
         batch_size=batch_size,
-        chunk_rows=max(usual_batch, batch_size),
+        chunk_rows=max(1, floor(rows / batch_size)) * batch_size,  # so that no batch but a unit's last is short
     )
 
 

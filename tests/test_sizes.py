@@ -28,7 +28,17 @@ def test_everything_fits(machine, wish):
     for each in (sizes.preprocess_cpus, sizes.inference_cpus):
         assert each < 1 or each == int(each), "Ray takes no 1.5 CPUs"
     assert 1 <= sizes.inference_threads <= cpus
-    assert sizes.batch_size <= sizes.chunk_rows
+    assert sizes.chunk_rows % sizes.batch_size == 0
+
+
+@pytest.mark.parametrize(("images", "rows"), [(0, 16), (500, 16), (1_100, 32), (2_048, 64), (10_000_000, 64)])
+def test_chunks_grow_with_the_job(images, rows):
+    assert choose_sizes(Hardware(2, 0, 2, 0, 24 * GIB), ComputeConfig(), 1, images).chunk_rows == rows
+
+
+def test_chunks_are_whole_batches():
+    sizes = choose_sizes(Hardware(16, 1, 16, 1, 64 * GIB), ComputeConfig(batch_size=100), 10, 1_000_000)
+    assert (sizes.batch_size, sizes.chunk_rows) == (100, 200)
 
 
 @pytest.mark.parametrize(("gpus", "wish", "actors"), [(4, {}, 4), (1, {"gpus_per_actor": 0.25}, 4), (0, {}, 16)])
