@@ -1,6 +1,8 @@
 """The Ray Data chain of the three remote steps: read → preprocess → infer."""
 
+import atexit
 import gc
+import os
 import pickle
 import re
 import time
@@ -57,6 +59,7 @@ class _PreprocessActor:
     """Ray Data's callable around `Preprocess`."""
 
     def __init__(self, spec: InputSpec, attempts: _RemoteAttempts, sample_timeout_s: float):
+        _end_at_once()
         with starting(DECODE, attempts, _actor_id()):
             with _uncollected():
                 from birder_ray.preprocess import Preprocess
@@ -77,6 +80,7 @@ class _InferActor:
     """Ray Data's callable around `Infer`."""
 
     def __init__(self, options: dict[str, Any], attempts: _RemoteAttempts):
+        _end_at_once()
         with starting(INFER, attempts, _actor_id()):
             with _uncollected():
                 from birder_ray.infer import Infer
@@ -109,6 +113,12 @@ def _uncollected() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def _end_at_once() -> None:
+    """Have this process end where Python does: the destructors of Ray's core, which come after, can wait for one another
+    for ever (2.60), and the process would stay behind with all its memory."""
+    atexit.register(os._exit, 0)
 
 
 def _actor_id() -> str:

@@ -69,3 +69,19 @@ def test_a_cluster_that_is_not_there_is_told(address):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert f"no Ray cluster answers at {address}" in done.stderr and "--ray-address" in done.stderr
+
+
+def test_an_actors_process_does_not_wait_for_the_destructors_of_others():
+    code = """
+import ctypes
+from birder_ray.runtime import _end_at_once
+_end_at_once()
+libc = ctypes.CDLL(None)
+libc.__cxa_atexit(ctypes.cast(libc.pause, ctypes.c_void_p), None, None)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    hanging = subprocess.Popen([sys.executable, "-c", code.replace("_end_at_once()\n", "")])
+    with pytest.raises(subprocess.TimeoutExpired):
+        hanging.wait(timeout=15)
+    hanging.kill()
+    hanging.wait()
