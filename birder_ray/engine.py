@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from birder_ray.device import hardware, settle
 from birder_ray.errors import RunFailed
 from birder_ray.scoring import FINITE, Results, Scorer
 from birder_ray.taps import close
@@ -44,26 +45,15 @@ _PROMISED_MEAN = 1e-4
 
 def package_path(recipe: Any, batch_size: int, device: torch.device) -> Path:
     """Where the package for `recipe` (JSON values) is kept: its name depends on everything that goes into it."""
-    cuda = device.type == "cuda"
     parts = {
         "recipe": recipe,
         "batch_size": batch_size,
-        "device": [torch.cuda.get_device_name(device), torch.version.cuda] if cuda else _cpu(),
-        "threads": None if cuda else torch.get_num_threads(),  # their number becomes part of the code
+        "device": hardware(device),
+        "threads": None if device.type == "cuda" else torch.get_num_threads(),  # their number becomes part of the code
         "versions": [torch.__version__, *map(version, ("torchvision", "birder", "birder-ray"))],
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "engines" / f"{digest[:24]}.pt2"
-
-
-def _cpu() -> list[str]:
-    """The code is made for this very processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    told = {line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "flags", "Features"))}
-    return [torch.backends.cpu.get_cpu_capability(), *sorted(told)]
 
 
 def compile_package(scorer: Scorer, pixels: torch.Tensor, path: Path) -> None:
@@ -162,6 +152,7 @@ class Engine:
         started = time.perf_counter()
         results: Results = self.scorer(pixels)
         if fits and not self._settled:
+            settle(pixels.device)
             self._spent.append(time.perf_counter() - started)
             self._advance(pixels, results)
         return results

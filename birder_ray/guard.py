@@ -9,6 +9,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from threading import Condition
 from typing import NamedTuple, Protocol
 
 from birder_ray.chunk import Chunk
@@ -125,12 +126,39 @@ class AttemptBook:
         return self.stopped
 
 
+class Turns:
+    """Several chunks may be at work in one process, or one that is alone: else a sample could take the blame for the
+    death of its process that a chunk beside it has caused."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._at_work = 0
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._changed:
+            self._at_work += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._at_work -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._at_work == 0)
+            yield  # holding the lock, so that nobody begins
+
+
 def guarded(
     step: str,
     stage: Callable[[Chunk], Chunk],
     attempts: Attempts,
     chunk: Chunk,
     sample_timeout_s: float | None = None,
+    turns: Turns | None = None,
 ) -> Chunk | None:
     """`stage(chunk)`, with the samples that kill the process quarantined as `ProcessKilled`; None if it is not wanted.
 
@@ -138,6 +166,7 @@ def guarded(
 
     Args:
         sample_timeout_s: a sample alone that takes longer ends the process; a chunk of n has n/10 times more.
+        turns: of the threads of this process, where there are several.
 
     Raises:
         RunFailed: the process dies over this chunk again and again, whatever is left out.
@@ -149,13 +178,15 @@ def guarded(
     if deaths >= HOPELESS + DEADLY * len(poison):
         raise RunFailed(f"{step} died {deaths} times over unit {chunk.unit}; not enough memory on its machine?")
     chunk = _without(chunk, poison, step)
+    turns = turns or Turns()
     if deaths:
-        for position, sample in enumerate(chunk.samples):
-            attempts.at(key, sample.index)
-            with _limited(sample_timeout_s, 1):
-                stage(_only(chunk, position))
-        attempts.at(key, None)
-    with _limited(sample_timeout_s, len(chunk.samples)):
+        with turns.alone():
+            for position, sample in enumerate(chunk.samples):
+                attempts.at(key, sample.index)
+                with _limited(sample_timeout_s, 1):
+                    stage(_only(chunk, position))
+            attempts.at(key, None)
+    with turns.shared(), _limited(sample_timeout_s, len(chunk.samples)):
         result = stage(chunk)
     attempts.end(key)
     return result

@@ -1,12 +1,9 @@
 """The inference step: a chunk of images in, Arrow tables out. A plain callable; it knows nothing of Ray."""
 
-import ctypes
 import logging
-import re
 import time
-from contextlib import suppress
 from functools import partial
-from typing import Any
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +12,7 @@ import torch
 from birder_ray.backbone import Backbone, resolve
 from birder_ray.chunk import Chunk
 from birder_ray.config import ComputeConfig, ModelConfig, OutputsConfig
+from birder_ray.device import hardware, keep_memory, out_of_memory
 from birder_ray.engine import Engine
 from birder_ray.errors import RunFailed, SampleError
 from birder_ray.pooling import pool
@@ -29,20 +27,18 @@ from birder_ray.schema import (
 )
 from birder_ray.scoring import FINITE, Scorer
 from birder_ray.tables import Columns, build, to_ipc
+from birder_ray.transfers import Pending, Transfers
+from birder_ray.tuning import best_batch_size, forward_rate
 
 logger = logging.getLogger(__name__)
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Parameters of mallopt(3)."""
-
-_BATCH_SIZE = {"cpu": 16, "cuda": 256}
-_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
-_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
+_CPU_BATCH_SIZE = 16
 _NON_FINITE = SampleError("NonFiniteOutput", "the network gave NaN or infinite values for this image")
 
 
 class Infer:
-    """Scores chunks with one model held in memory.
+    """Scores chunks with one model held in memory; several threads may call it, so that a GPU has the next chunk while
+    the tables of the last are made.
 
     Args:
         model: what to load; resolved to a file on this machine.
@@ -50,7 +46,8 @@ class Infer:
         compute: type and engine.
         device: `auto` (cuda where torch sees one), `cpu`, `cuda`, `cuda:1`.
         threads: torch's CPU threads, process-wide; None leaves them, and how the process allocates, as they are.
-        batch_size: images per forward pass; None takes a default for the device. Halved when memory runs out.
+        batch_size: images per forward pass; None: 16 on a CPU, on a GPU the best by measurement. Halved when memory
+            runs out.
         sha256: what the weights must hash to, as the driver resolved them; None accepts any.
         images: that are ahead of this actor, by which `engine="auto"` decides whether to compile; None: not known.
 
@@ -77,7 +74,7 @@ class Infer:
         if threads is not None:
             torch.set_num_threads(threads)
             if device == "cpu":
-                _keep_memory()
+                keep_memory()
         weights = resolve(model)
         if sha256 is not None and weights.sha256 != sha256:
             raise RunFailed(f"{weights.path}: sha256 {weights.sha256[:12]}… here, {sha256[:12]}… on the driver")
@@ -94,34 +91,42 @@ class Infer:
         if outputs.predictions:
             self.backbone.require_classes()
         self.device = self.backbone.device
-        self.batch_size = batch_size or _BATCH_SIZE[self.device.type]
         self.schemas = self._schemas()
         self.scorer = Scorer(self.backbone, outputs, model.tta)
-        self._engine_options: dict[str, Any] = {
-            "model": model,
-            "outputs": outputs,
-            "compute": compute.model_copy(update={"engine": "eager"}),
-            "device": device,
-            "sha256": weights.sha256,
-        }
-        self._wanted = compute.engine
-        self._images = images
-        self.engine = self._new_engine()
-
-    def _new_engine(self) -> Engine:
-        options = self._engine_options
-        model, outputs, compute = options["model"], options["outputs"], options["compute"]
+        self.transfers = Transfers(self.device)
+        self._launching = Lock()  # taps and engines serve one batch at a time; a GPU computes on after a launch
         recipe = {
-            "weights": options["sha256"],
-            "network": self.backbone.weights.network,
+            "weights": weights.sha256,
+            "network": weights.network,
             "size": self.backbone.size,
             "tta": model.tta,
             "outputs": outputs.model_dump(mode="json"),
             "dtype": compute.dtype,
             "amp": compute.amp,
         }
+        again = {
+            "model": model,
+            "outputs": outputs,
+            "compute": compute.model_copy(update={"engine": "eager"}),
+            "device": device,
+            "sha256": weights.sha256,
+        }
         exact = compute.dtype == "float32" and not compute.amp
-        return Engine(self.scorer, exact, self._wanted, options, recipe, self.batch_size, self._images)
+        self._engine = partial(Engine, self.scorer, exact, compute.engine, again, recipe, images=images)
+        self.engine = self._engine(batch_size or self._best_batch_size(recipe))
+
+    @property
+    def batch_size(self) -> int:
+        """Images per forward pass."""
+        return self.engine.batch_size
+
+    def _best_batch_size(self, recipe: dict[str, object]) -> int:
+        if self.device.type == "cpu":
+            return _CPU_BATCH_SIZE
+        image = (*self.backbone.size, self.backbone.weights.channels)
+        return best_batch_size(
+            lambda size: forward_rate(self.scorer, (size, *image), self.device), [recipe, hardware(self.device)]
+        )
 
     def __call__(self, chunk: Chunk) -> Chunk:
         """Score a preprocessed chunk.
@@ -148,45 +153,40 @@ class Infer:
         return chunk.after(INFER, time.perf_counter() - start, samples, errors, tables=tables, engine=self.engine.name)
 
     def _score(self, images: np.ndarray) -> Columns:
-        parts: list[Columns] = []
-        done = 0
-        while done < len(images):
-            part = self._try(images[done : done + self.batch_size])
-            if part is None:
-                self._halve()
-            else:
-                parts.append(part)
-                done += self.batch_size
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        while True:
+            engine = self.engine
+            try:
+                batches = range(0, len(images), engine.batch_size)
+                pending = [self._batch(engine, images[start : start + engine.batch_size]) for start in batches]
+                parts = [columns() for columns in pending]
+                return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            # The error kept the batch's tensors alive: it must be gone before anything is retried
+            self._halve(engine)
 
-    def _try(self, images: np.ndarray) -> Columns | None:
-        """None if the device's memory does not hold the batch."""
-        try:
-            return self._batch(images)
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and not _OUT_OF_MEMORY.search(str(error)):
-                raise
-            return None  # the error keeps the batch's tensors alive: it must be gone before anything is retried
-
-    def _halve(self) -> None:
+    def _halve(self, engine: Engine) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if self.batch_size == 1:
+        if engine.batch_size == 1:
             height, width = self.backbone.size
             raise RunFailed(f"out of memory on {self.device} with a single {width} x {height} px image")
-        self.batch_size = (self.batch_size + 1) // 2
-        self.engine = self._new_engine()
-        logger.warning("out of memory: going on with batches of %d", self.batch_size)
+        with self._launching:
+            if self.engine is engine:  # else another thread has done it
+                self.engine = self._engine((engine.batch_size + 1) // 2)
+                logger.warning("out of memory: going on with batches of %d", self.batch_size)
 
     @torch.inference_mode()
-    def _batch(self, pixels: np.ndarray) -> Columns:
+    def _batch(self, engine: Engine, pixels: np.ndarray) -> Pending:
+        """Launches a batch; what it returns waits for the results."""
         rows = len(pixels)
-        if self.engine.compiled and rows < self.batch_size:  # it is compiled for whole batches
-            pixels = np.concatenate([pixels, np.zeros((self.batch_size - rows, *pixels.shape[1:]), pixels.dtype)])
-        host = torch.empty(pixels.shape, dtype=_DTYPES[pixels.dtype.name], pin_memory=self.device.type == "cuda")
-        host.numpy()[...] = pixels
-        results = self.engine(host.to(self.device, non_blocking=True))
-        return {name: values[:rows].cpu().numpy() for name, values in results.items()}
+        if engine.compiled and rows < engine.batch_size:  # it is compiled for whole batches
+            pixels = np.concatenate([pixels, np.zeros((engine.batch_size - rows, *pixels.shape[1:]), pixels.dtype)])
+        there = self.transfers.up(pixels)
+        with self._launching:
+            results = engine(there)
+            return self.transfers.down({name: values[:rows] for name, values in results.items()})
 
     def _schemas(self) -> dict[str, pa.Schema]:
         schemas = {}
@@ -197,12 +197,3 @@ class Infer:
         if self.outputs.features:
             schemas[FEATURES] = features_schema(self.backbone.passes.levels, self.outputs.features.pooling)
         return schemas
-
-
-def _keep_memory() -> None:
-    """Let glibc keep freed memory: given back, the activations of every batch are faulted in anew, page by page, which
-    takes a quarter of the time of a forward pass. Other C libraries are left alone."""
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

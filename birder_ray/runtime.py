@@ -19,7 +19,7 @@ from birder_ray.chunk import Chunk, InputSpec
 from birder_ray.config import RunConfig
 from birder_ray.errors import BirderRayError, ConfigError, RunFailed
 from birder_ray.folder import Folder
-from birder_ray.guard import Attempt, AttemptBook, Key, guarded, starting, watched
+from birder_ray.guard import Attempt, AttemptBook, Key, Turns, guarded, starting, watched
 from birder_ray.plan import Work
 from birder_ray.read import read_chunks
 from birder_ray.schema import DECODE, INFER, TRANSFER, WAIT
@@ -87,10 +87,11 @@ class _InferActor:
 
             self.infer = Infer(**options)
         self.attempts = attempts
+        self.turns = Turns()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for row in range(block.num_rows):
-            result = guarded(INFER, self.infer, self.attempts, _taken(block, row))
+            result = guarded(INFER, self.infer, self.attempts, _taken(block, row), turns=self.turns)
             if result is not None:
                 yield result.to_table()
 
@@ -116,8 +117,8 @@ def _uncollected() -> Iterator[None]:
 
 
 def _end_at_once() -> None:
-    """Have this process end where Python does: the destructors of Ray's core, which come after, can wait for one another
-    for ever (2.60), and the process would stay behind with all its memory."""
+    """Have this process end where Python does: the destructors of Ray's core, which come after, can wait for one
+    another for ever (2.60), and the process would stay behind with all its memory."""
     atexit.register(os._exit, 0)
 
 
@@ -185,7 +186,11 @@ def stream(
             num_cpus=sizes.inference_cpus,
             num_gpus=sizes.gpus_per_actor,
             compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=sizes.inference_actors, initial_size=sizes.inference_actors_at_first
+                min_size=1,
+                max_size=sizes.inference_actors,
+                initial_size=sizes.inference_actors_at_first,
+                max_concurrent_calls_per_actor=sizes.chunks_per_actor,
+                enable_true_multi_threading=True,
             ),
             **arrow | {"batch_size": 1},  # Ray Data insists on a number where there are GPUs; a row is a chunk
         )

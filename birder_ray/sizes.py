@@ -23,8 +23,10 @@ class Sizes:
 
     Args:
         inference_actors_at_first: Ray Data adds the others once there is work for them.
-        batch_size: images per forward pass. chunk_rows: images that travel together, a multiple of that.
-        inference_threads: torch threads of an inference actor.
+        batch_size: images per forward pass; None: each GPU's actor measures which is best.
+        chunk_rows: images that travel together, whole batches.
+        inference_threads: torch threads of an inference actor. chunks_per_actor: that it works on at once, so that its
+            GPU has the next one while the tables of the last are made.
     """
 
     readers: int
@@ -36,7 +38,8 @@ class Sizes:
     gpus_per_actor: float
     inference_actors_at_first: int
     inference_threads: int
-    batch_size: int
+    chunks_per_actor: int
+    batch_size: int | None
     chunk_rows: int
 
     @property
@@ -82,7 +85,7 @@ def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int, images:
         inference_part = min(float(inference), cpus / 4)
         preprocess_part = cpus * 7 / 8 - inference_part
         preprocess = max(1, floor(preprocess_part))
-        usual_batch, most_rows = 128, 256
+        usual_batch, most_rows = 256, 256
     else:
         inference = max(1, floor(min(cpus, hardware.memory / _BYTES_PER_CPU_ACTOR)))
         preprocess = max(1, floor(cpus / _CORES_PER_DECODER))
@@ -105,7 +108,8 @@ def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int, images:
         inference_actors_at_first=inference if gpus_per_actor else ceil(inference / 2),
         gpus_per_actor=gpus_per_actor,
         inference_threads=max(1, floor((inference_part if gpus_per_actor else cpus) / inference)),
-        batch_size=batch_size,
+        chunks_per_actor=2 if gpus_per_actor else 1,
+        batch_size=None if gpus_per_actor and compute.batch_size == "auto" else batch_size,
         chunk_rows=max(1, floor(rows / batch_size)) * batch_size,  # so that no batch but a unit's last is short
     )
 

@@ -45,18 +45,22 @@ def make(model: str, wanted: str, images: float | None = None, batch_size: int =
     )
 
 
+def score(infer: Infer, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    return infer._batch(infer.engine, pixels)()
+
+
 def until_compiled(infer: Infer, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not infer.engine.compiled:
         assert time.monotonic() < deadline
-        infer._batch(PIXELS[:BATCH])
+        score(infer, PIXELS[:BATCH])
         time.sleep(1)
 
 
 @pytest.fixture(scope="module")
 def compiled(cache, model) -> Infer:
     infer = make(model, "compiled")
-    first = infer._batch(PIXELS[:BATCH])
+    first = score(infer, PIXELS[:BATCH])
     assert not infer.engine.compiled and first, "it scores before it is compiled"
     until_compiled(infer)
     return infer
@@ -66,7 +70,7 @@ def compiled(cache, model) -> Infer:
 def test_the_numbers_are_those_of_the_network(compiled, model):
     eager = make(model, "eager")
     for rows in (1, 3, 4):  # short batches are padded
-        ours, theirs = compiled._batch(PIXELS[:rows]), eager._batch(PIXELS[:rows])
+        ours, theirs = score(compiled, PIXELS[:rows]), score(eager, PIXELS[:rows])
         assert ours.keys() == theirs.keys()
         for name, values in theirs.items():
             assert ours[name].shape == values.shape and ours[name].dtype == values.dtype
@@ -79,17 +83,17 @@ def test_the_numbers_are_those_of_the_network(compiled, model):
 @pytest.mark.slow
 def test_pixels_of_16_bits_are_scored_eagerly(compiled, model):
     scaled = PIXELS[:BATCH].astype(np.float32) / 255
-    ours, theirs = compiled._batch(scaled), make(model, "eager")._batch(scaled)
+    ours, theirs = score(compiled, scaled), score(make(model, "eager"), scaled)
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.slow
 def test_the_package_is_kept(compiled, model):
     later = make(model, "auto", images=BATCH)
-    later._batch(PIXELS[:BATCH])
+    score(later, PIXELS[:BATCH])
     assert later.engine.compiled, "a short job, too, uses what is there"
     for other in (make(model, "auto", embeddings={}), make(model, "auto", batch_size=2)):
-        other._batch(PIXELS[: other.batch_size])
+        score(other, PIXELS[: other.batch_size])
         assert not other.engine.compiled and other.engine._compiling is None, "not made for that"
 
 
@@ -99,11 +103,11 @@ def test_a_damaged_package_is_made_anew(compiled, model, empty_cache):
     path.parent.mkdir(parents=True)
     path.write_bytes(compiled.engine._path.read_bytes()[:1000])
     infer = make(model, "auto")
-    assert infer._batch(PIXELS[:BATCH]) and not infer.engine.compiled
+    assert score(infer, PIXELS[:BATCH]) and not infer.engine.compiled
     assert not path.exists()
     path.write_bytes(b"")
     with pytest.raises(RunFailed, match=r"cannot be compiled on this machine: .*--engine eager"):
-        make(model, "compiled")._batch(PIXELS[:BATCH])
+        score(make(model, "compiled"), PIXELS[:BATCH])
 
 
 @pytest.mark.slow
@@ -115,7 +119,7 @@ def test_a_package_with_other_numbers_is_not_used(compiled, model, empty_cache, 
     infer = make(str(other), "auto")
     infer.engine._path.parent.mkdir(parents=True)
     infer.engine._path.write_bytes(compiled.engine._path.read_bytes())
-    infer._batch(PIXELS[:BATCH])
+    score(infer, PIXELS[:BATCH])
     assert not infer.engine.compiled
 
 
@@ -125,7 +129,7 @@ def test_auto_goes_by_the_work_ahead(model, empty_cache, monkeypatch):
     for images, expected in ((None, 0), (100, 0), (10_000_000, 1)):
         infer = make(model, "auto", images=images)
         for _ in range(4):
-            infer._batch(PIXELS[:BATCH])
+            score(infer, PIXELS[:BATCH])
             if infer.engine._compiling:
                 infer.engine._compiling.join()
         assert (len(begun), infer.engine.compiled) == (expected, False)
@@ -135,10 +139,10 @@ def test_a_machine_without_a_compiler(model, empty_cache, monkeypatch):
     monkeypatch.setenv("CXX", "/no/such/compiler")
     monkeypatch.setenv("PATH", "/nowhere")
     infer = make(model, "compiled")
-    infer._batch(PIXELS[:BATCH])
+    score(infer, PIXELS[:BATCH])
     infer.engine._compiling.join()
     with pytest.raises(RunFailed, match=r"cannot be compiled on this machine: .*--engine eager"):
-        infer._batch(PIXELS[:BATCH])
+        score(infer, PIXELS[:BATCH])
     assert not list(empty_cache.glob("*.pt2"))
 
 
@@ -146,8 +150,8 @@ def test_a_machine_without_a_compiler(model, empty_cache, monkeypatch):
 def test_the_compiler_ends_with_its_actor(model, empty_cache):
     code = f"""
 import sys, time
-from tests.test_engine import PIXELS, make
-make({model!r}, "compiled")._batch(PIXELS[:4])
+from tests.test_engine import PIXELS, make, score
+score(make({model!r}, "compiled"), PIXELS[:4])
 print("begun", flush=True)
 time.sleep(600)
 """

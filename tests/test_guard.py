@@ -3,6 +3,9 @@
 import contextlib
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -10,7 +13,7 @@ import pytest
 from birder_ray.chunk import Chunk, Sample
 from birder_ray.errors import RunFailed, ShardDamaged
 from birder_ray.folder import Folder
-from birder_ray.guard import ATTEMPTS, HOPELESS, HOPELESS_START, AttemptBook, guarded, starting, watched
+from birder_ray.guard import ATTEMPTS, HOPELESS, HOPELESS_START, AttemptBook, Turns, guarded, starting, watched
 
 
 class Killed(BaseException):
@@ -193,3 +196,27 @@ print("done")
 def test_what_takes_too_long_ends_its_process(sleeps_s, ends):
     done = subprocess.run([sys.executable, "-c", HANG, str(sleeps_s)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == ends
+
+
+def test_a_suspect_is_alone_in_its_process():
+    turns, at_work, most, lock = Turns(), [0], {"all": 0, "suspects": 0}, threading.Lock()
+
+    def stage(chunk: Chunk) -> Chunk:
+        with lock:
+            at_work[0] += 1
+            most["all"] = max(most["all"], at_work[0])
+            if len(chunk.samples) == 1:  # tried one by one
+                most["suspects"] = max(most["suspects"], at_work[0])
+        time.sleep(0.005)
+        with lock:
+            at_work[0] -= 1
+        return chunk
+
+    book = AttemptBook()
+    chunks = [replace(_chunk(3), number=number) for number in range(8)]
+    for chunk in chunks[::2]:
+        book.begin(("infer", chunk.unit, chunk.number))  # and a death: it is begun again below
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda chunk: guarded("infer", stage, book, chunk, turns=turns), chunks))
+    assert done == chunks
+    assert most["suspects"] == 1 and most["all"] > 1

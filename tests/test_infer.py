@@ -1,5 +1,6 @@
 """Scoring chunks: the numbers are birder's, whatever the batch size; bad outputs and full memory are dealt with."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,25 @@ def test_batches_are_halved_when_memory_runs_out(model, error, message, monkeypa
     small.sizes.clear()
     infer(chunk())
     assert small.sizes == [2, 2, 2, 2, 1]  # it has learnt
+
+
+def test_threads_do_not_mix_their_batches(model):
+    infer = make(model, batch_size=2)
+    chunks = [chunk(np.roll(PIXELS, turn, axis=0)) for turn in range(8)]
+    alone = [tables(infer(each)) for each in chunks]
+    with ThreadPoolExecutor(4) as pool:
+        together = [tables(out) for out in pool.map(infer, chunks)]
+    assert alone == together
+
+
+def test_threads_halve_batches_once(model, monkeypatch):
+    infer = make(model, batch_size=8)
+    small = SmallMemory(infer, 4, torch.OutOfMemoryError, "CUDA out of memory")
+    monkeypatch.setattr(infer.backbone, "forward", small)
+    with ThreadPoolExecutor(4) as pool:
+        outs = list(pool.map(infer, [chunk()] * 8))
+    assert infer.batch_size == 4
+    assert all(len(out.samples) == len(PIXELS) for out in outs)
 
 
 def test_no_room_for_a_single_image(model, monkeypatch):

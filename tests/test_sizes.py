@@ -7,6 +7,7 @@ import pytest
 from birder_ray.config import ComputeConfig
 from birder_ray.errors import ConfigError
 from birder_ray.sizes import Hardware, choose_sizes
+from birder_ray.tuning import CANDIDATES
 
 MACHINES = [(1, 0), (2, 0), (3, 0), (4, 0), (16, 0), (96, 0), (1, 1), (2, 1), (4, 1), (16, 1), (96, 8), (7, 3)]
 GIB = 1024**3
@@ -28,7 +29,7 @@ def test_everything_fits(machine, wish):
     for each in (sizes.preprocess_cpus, sizes.inference_cpus):
         assert each < 1 or each == int(each), "Ray takes no 1.5 CPUs"
     assert 1 <= sizes.inference_threads <= cpus
-    assert sizes.chunk_rows % sizes.batch_size == 0
+    assert sizes.chunk_rows % (sizes.batch_size or max(CANDIDATES)) == 0
 
 
 @pytest.mark.parametrize(("images", "rows"), [(0, 16), (500, 16), (1_100, 32), (2_048, 64), (10_000_000, 64)])

@@ -49,10 +49,10 @@ class _InferActor(runtime._InferActor):
 
         batch = self.infer._batch
 
-        def scarce(pixels: Any) -> Any:
+        def scarce(engine: Any, pixels: Any) -> Any:
             if (len(pixels) > 1 and taken(FOLDER, "memory")) or Path(FOLDER, "no-memory").exists():
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-            return batch(pixels)
+            return batch(engine, pixels)
 
         self.infer._batch = scarce
 
