@@ -11,6 +11,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Parameters of mallopt(3)."""
 
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
+_LOST = re.compile(r"CUDA error|CUDNN_STATUS_EXECUTION_FAILED|CUBLAS_STATUS_EXECUTION_FAILED")
 
 
 def hardware(device: torch.device) -> list[str]:
@@ -34,6 +35,12 @@ def settle(device: torch.device) -> None:
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether the device's memory does not hold what was asked of it."""
     return isinstance(error, torch.OutOfMemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether this process can no longer use its GPU, whatever it tries: an illegal access, a failed assertion or a
+    hardware fault ends what CUDA holds for it."""
+    return bool(_LOST.search(str(error))) and not out_of_memory(error)
 
 
 def keep_memory() -> None:

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import logging
 import os
 import pickle
 import re
@@ -24,6 +25,8 @@ from birder_ray.plan import Work
 from birder_ray.read import read_chunks
 from birder_ray.schema import DECODE, INFER, TRANSFER, WAIT
 from birder_ray.sizes import Sizes
+
+logger = logging.getLogger(__name__)
 
 _MOST_READ_TASKS = 10_000
 """Ray makes an object of each before the first starts, at a millisecond each; further work shares tasks."""
@@ -83,17 +86,28 @@ class _InferActor:
         _end_at_once()
         with starting(INFER, attempts, _actor_id()):
             with _uncollected():
+                from birder_ray.device import lost
                 from birder_ray.infer import Infer
 
             self.infer = Infer(**options)
+        self.lost = lost
         self.attempts = attempts
         self.turns = Turns()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for row in range(block.num_rows):
-            result = guarded(INFER, self.infer, self.attempts, _taken(block, row), turns=self.turns)
+            result = guarded(INFER, self._score, self.attempts, _taken(block, row), turns=self.turns)
             if result is not None:
                 yield result.to_table()
+
+    def _score(self, chunk: Chunk) -> Chunk:
+        try:
+            return self.infer(chunk)
+        except RuntimeError as error:
+            if not self.lost(error):
+                raise
+            logger.error("this process has lost its GPU, and ends: %s", error)
+            os._exit(1)  # Ray starts another; a sample that does this to each is found like any that kills its process
 
 
 def _taken(block: pa.Table, row: int) -> Chunk:
