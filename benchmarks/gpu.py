@@ -31,6 +31,7 @@ from throughput import NETWORKS, SCORE
 from birder_ray.chunk import Chunk, InputSpec, Sample
 from birder_ray.config import ComputeConfig, ModelConfig, OutputsConfig
 from birder_ray.device import hardware, settle
+from birder_ray.gpu_decode import suits_gpu
 from birder_ray.infer import Infer
 from birder_ray.preprocess import Preprocess
 from birder_ray.testing import tiny_checkpoint
@@ -83,6 +84,8 @@ def measure(folder: Path, network: str, photos: list[Path], told: argparse.Names
         with Decoders(spec, encoded, told.decoders) as chunks:
             rate = actor(infer, 2, told.seconds, chunks)
         note(found, f"{title}: decoding too", {RATE: rate, "of the ceiling": rate / ceiling})
+        rate = actor(infer, 2, told.seconds, undecoded(spec, encoded))
+        note(found, f"{title}: decoding on the GPU too", {RATE: rate, "of the ceiling": rate / ceiling})
     with Decoders(spec, encoded, told.decoders) as chunks:
         note(found, f"{name}: decoding alone", {RATE: drained(chunks, told.seconds)})
     if told.device != "cpu":
@@ -126,6 +129,15 @@ def ready(spec: InputSpec) -> Iterator[Chunk]:
     """The same chunk of noise again and again."""
     images = np.random.default_rng(0).integers(0, 256, (ROWS, *spec.size, 3), np.uint8)
     chunk = Chunk("unit", "shard", 0, True, True, _samples(), [], images=images)
+    while True:
+        yield chunk
+
+
+def undecoded(spec: InputSpec, encoded: list[bytes]) -> Iterator[Chunk]:
+    """The same photos again and again, as JPEG: what the inference step gets with --decode-on gpu."""
+    data = [encoded[number % len(encoded)] for number in range(ROWS)]
+    blank = Chunk("unit", "shard", 0, True, True, _samples(), [], data=data)
+    chunk = Preprocess(spec, leave=suits_gpu)(blank)
     while True:
         yield chunk
 

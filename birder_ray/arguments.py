@@ -60,6 +60,7 @@ _JOB_OPTIONS = [
     _option("--amp", "compute.amp", is_flag=True),
     _option("--engine", "compute.engine"),
     _option("--compile", "compute.engine", flag_value="compiled", help="same as --engine compiled"),
+    _option("--decode-on", "compute.decode_on"),
     _option("--batch-size", "compute.batch_size"),
     _option("--preprocess-actors", "compute.preprocess_actors"),
     _option("--inference-actors", "compute.inference_actors"),

@@ -6,7 +6,7 @@ fails at a step leaves `samples` and enters `errors`, so the two together are al
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -110,8 +110,10 @@ class Chunk:
         seconds: time spent by step, waiting (`wait`) and unpacked (`transfer`).
         engine: that scored it (after infer): eager or compiled.
         bytes_read: encoded bytes of its samples. left: when the last step was done with it, seconds since the epoch.
-        data: encoded image bytes, one per sample (after read).
-        images: N,H,W,C array, one image per sample (after preprocess); uint8, or float32 in 0..1 (see preprocess).
+        data: encoded image bytes, one per sample (after read; after preprocess, of the images that a GPU is to decode,
+            and empty for the others).
+        images: N,H,W,C array, one image per decoded sample (after preprocess); uint8, or float32 in 0..1 (see
+            preprocess).
         tables: Arrow IPC stream bytes by output table (after infer).
     """
 
@@ -137,6 +139,20 @@ class Chunk:
         blank: dict[str, Any] = {"data": None, "images": None, "tables": None, **payload}
         done = self.spent({step: seconds})
         return replace(done, samples=samples, errors=self.errors + new_errors, left=time.time(), **blank)
+
+    def pick(self, positions: Sequence[int]) -> "Chunk":
+        """The chunk with only the samples at these positions."""
+        images = self.images
+        if images is not None:
+            decoded = [position for position in range(len(self.samples)) if not (self.data and self.data[position])]
+            row_of = {position: row for row, position in enumerate(decoded)}
+            images = images[[row_of[position] for position in positions if position in row_of]]
+        return replace(
+            self,
+            samples=[self.samples[position] for position in positions],
+            data=None if self.data is None else [self.data[position] for position in positions],
+            images=images,
+        )
 
     def spent(self, seconds: Mapping[str, float]) -> "Chunk":
         """The chunk with more time spent on it."""

@@ -147,12 +147,15 @@ class OutputsConfig(_Block):
 
 
 class ComputeConfig(_Block):
-    """How the work is done; nothing here changes what is written beyond rounding, except dtype and amp."""
+    """How the work is done; nothing here changes what is written beyond rounding, except dtype, amp and decode_on."""
 
     dtype: DType = Field("float32", description="type of the weights and activations")
     amp: bool = Field(False, description="run under torch.autocast in the device's default low precision")
     engine: Literal["auto", "eager", "compiled"] = Field(
         "auto", description="compiled: to native code, once per machine; auto: where the job is long enough"
+    )
+    decode_on: Literal["cpu", "gpu"] = Field(
+        "cpu", description="gpu: JPEGs are decoded there, for CPUs that cannot feed it; other pixels by a rounding"
     )
     batch_size: Annotated[int, Field(gt=0)] | Auto = Field("auto", description="images per forward pass")
     preprocess_actors: Annotated[int, Field(gt=0)] | Auto = "auto"

@@ -255,17 +255,8 @@ def _without(chunk: Chunk, poison: frozenset[int], step: str) -> Chunk:
     error = SampleError("ProcessKilled", f"the {step} process died, or hung, each time this sample was tried")
     kept = [position for position, sample in enumerate(chunk.samples) if sample.index not in poison]
     killed = [sample.failed(step, error) for sample in chunk.samples if sample.index in poison]
-    return replace(_pick(chunk, kept), errors=chunk.errors + killed)
+    return replace(chunk.pick(kept), errors=chunk.errors + killed)
 
 
 def _only(chunk: Chunk, position: int) -> Chunk:
-    return replace(_pick(chunk, [position]), errors=[])
-
-
-def _pick(chunk: Chunk, positions: list[int]) -> Chunk:
-    return replace(
-        chunk,
-        samples=[chunk.samples[p] for p in positions],
-        data=None if chunk.data is None else [chunk.data[p] for p in positions],
-        images=None if chunk.images is None else chunk.images[positions],
-    )
+    return replace(chunk.pick([position]), errors=[])

@@ -10,13 +10,15 @@ import pyarrow as pa
 import torch
 
 from birder_ray.backbone import Backbone, resolve
-from birder_ray.chunk import Chunk
+from birder_ray.chunk import Chunk, ErrorRow
 from birder_ray.config import ComputeConfig, ModelConfig, OutputsConfig
 from birder_ray.device import hardware, keep_memory, out_of_memory
 from birder_ray.engine import Engine
 from birder_ray.errors import RunFailed, SampleError
+from birder_ray.gpu_decode import GpuDecoder
 from birder_ray.pooling import pool
 from birder_ray.schema import (
+    DECODE,
     EMBEDDINGS,
     FEATURES,
     INFER,
@@ -94,6 +96,7 @@ class Infer:
         self.schemas = self._schemas()
         self.scorer = Scorer(self.backbone, outputs, model.tta)
         self.transfers = Transfers(self.device)
+        self._decode = GpuDecoder(weights.input_spec(model), self.device)
         self._launching = Lock()  # taps and engines serve one batch at a time; a GPU computes on after a launch
         recipe = {
             "weights": weights.sha256,
@@ -129,22 +132,28 @@ class Infer:
         )
 
     def __call__(self, chunk: Chunk) -> Chunk:
-        """Score a preprocessed chunk.
+        """Score a preprocessed chunk; what that has left encoded is decoded on the device.
 
         A sample whose outputs are not finite becomes an error row (`NonFiniteOutput`) and is in no table.
 
         Raises:
             RunFailed: the device cannot hold even one image.
         """
-        start = time.perf_counter()
         assert chunk.images is not None, "infer follows preprocess"
-        if not len(chunk.images):
+        images: np.ndarray | torch.Tensor = chunk.images
+        samples, errors = chunk.samples, list[ErrorRow]()
+        start = time.perf_counter()
+        if chunk.data is not None:
+            images, samples, errors = self._decode(chunk)
+            chunk = chunk.spent({DECODE: time.perf_counter() - start})
+            start = time.perf_counter()
+        if not len(images):
             tables = {name: to_ipc(schema.empty_table()) for name, schema in self.schemas.items()}
-            return chunk.after(INFER, time.perf_counter() - start, [], [], tables=tables)
-        columns = self._score(chunk.images)
+            return chunk.after(INFER, time.perf_counter() - start, [], errors, tables=tables)
+        columns = self._score(images)
         finite = columns.pop(FINITE)
-        samples = [sample for sample, good in zip(chunk.samples, finite, strict=True) if good]
-        errors = [s.failed(INFER, _NON_FINITE) for s, good in zip(chunk.samples, finite, strict=True) if not good]
+        errors += [s.failed(INFER, _NON_FINITE) for s, good in zip(samples, finite, strict=True) if not good]
+        samples = [sample for sample, good in zip(samples, finite, strict=True) if good]
         columns = {name: values[finite] for name, values in columns.items()}
         tables = {
             name: to_ipc(build(schema, chunk.shard, samples, columns, self.backbone.class_names))
@@ -152,7 +161,7 @@ class Infer:
         }
         return chunk.after(INFER, time.perf_counter() - start, samples, errors, tables=tables, engine=self.engine.name)
 
-    def _score(self, images: np.ndarray) -> Columns:
+    def _score(self, images: np.ndarray | torch.Tensor) -> Columns:
         while True:
             engine = self.engine
             try:
@@ -178,12 +187,12 @@ class Infer:
                 logger.warning("out of memory: going on with batches of %d", self.batch_size)
 
     @torch.inference_mode()
-    def _batch(self, engine: Engine, pixels: np.ndarray) -> Pending:
+    def _batch(self, engine: Engine, pixels: np.ndarray | torch.Tensor) -> Pending:
         """Launches a batch; what it returns waits for the results."""
         rows = len(pixels)
+        there = self.transfers.up(pixels) if isinstance(pixels, np.ndarray) else pixels
         if engine.compiled and rows < engine.batch_size:  # it is compiled for whole batches
-            pixels = np.concatenate([pixels, np.zeros((engine.batch_size - rows, *pixels.shape[1:]), pixels.dtype)])
-        there = self.transfers.up(pixels)
+            there = torch.nn.functional.pad(there, (0, 0) * 3 + (0, engine.batch_size - rows))
         with self._launching:
             results = engine(there)
             return self.transfers.down({name: values[:rows] for name, values in results.items()})

@@ -77,6 +77,7 @@ def option_facts(config: RunConfig) -> dict[str, Any]:
     return {
         **config.model.model_dump(include={"center_crop", "simple_crop", "decoder"}),
         **config.compute.model_dump(include={"dtype", "amp"}),
+        **({"decode_on": "gpu"} if config.compute.decode_on == "gpu" else {}),
         **config.source.model_dump(include={"image_column", "id_column"}),
         "tables": own,
     }
@@ -84,8 +85,8 @@ def option_facts(config: RunConfig) -> dict[str, Any]:
 
 def difference(facts: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
     """What of `facts` differs from the stored ones, for a message: `size 256 → 384, ...`; empty where nothing does."""
-    names = [name for name in facts if facts[name] != stored.get(name)]
-    return ", ".join(f"{name} {_brief(stored.get(name))} → {_brief(facts[name])}" for name in names)
+    names = [name for name in dict.fromkeys((*facts, "decode_on")) if facts.get(name) != stored.get(name)]
+    return ", ".join(f"{name} {_brief(stored.get(name))} → {_brief(facts.get(name))}" for name in names)
 
 
 def _digest(value: Any) -> str:

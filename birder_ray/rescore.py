@@ -171,7 +171,8 @@ class _Scorer:
         self.source = config.source
         self.preprocess = Preprocess(weights.input_spec(model))
         self.infer = Infer(model, config.outputs, config.compute)
-        exact = config.compute.dtype == "float32" and not config.compute.amp
+        compute = config.compute
+        exact = compute.dtype == "float32" and not compute.amp and compute.decode_on == "cpu"
         self.compare = _Comparison(None if exact else _LOW_PRECISION, facts["tables"].get(EMBEDDINGS))
 
     def __call__(self, shard: Shard, stored: Mapping[int, Row], result: Rescored) -> None:

@@ -61,13 +61,14 @@ class _RemoteAttempts:
 class _PreprocessActor:
     """Ray Data's callable around `Preprocess`."""
 
-    def __init__(self, spec: InputSpec, attempts: _RemoteAttempts, sample_timeout_s: float):
+    def __init__(self, spec: InputSpec, attempts: _RemoteAttempts, sample_timeout_s: float, decode_on: str):
         _end_at_once()
         with starting(DECODE, attempts, _actor_id()):
             with _uncollected():
+                from birder_ray.gpu_decode import suits_gpu
                 from birder_ray.preprocess import Preprocess
 
-            self.preprocess = Preprocess(spec, threads=1)
+            self.preprocess = Preprocess(spec, threads=1, **({"leave": suits_gpu} if decode_on == "gpu" else {}))
         self.attempts = attempts
         self.timeout_s = sample_timeout_s
 
@@ -189,7 +190,7 @@ def stream(
         .map_batches(read, num_cpus=sizes.reader_cpus, concurrency=sizes.readers, **arrow)
         .map_batches(
             _PreprocessActor,
-            fn_constructor_args=(spec, attempts, config.run.sample_timeout_s),
+            fn_constructor_args=(spec, attempts, config.run.sample_timeout_s, config.compute.decode_on),
             num_cpus=sizes.preprocess_cpus,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=sizes.preprocess_actors),
             **arrow,

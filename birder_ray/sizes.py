@@ -69,7 +69,7 @@ def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int, images:
     as many images as a long job allows.
 
     Raises:
-        ConfigError: an inference actor asks for more GPUs than any node has.
+        ConfigError: an inference actor asks for more GPUs than any node has, or is to decode on a GPU without one.
     """
     cpus, gpus = hardware.cpus, hardware.gpus
     gpus_per_actor = compute.gpus_per_actor
@@ -80,6 +80,8 @@ def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int, images:
             f"compute.gpus_per_actor is {gpus_per_actor:g}, but no machine has more than {hardware.node_gpus:g} GPUs; "
             f"leave it out, or 0 for CPUs"
         )
+    if compute.decode_on == "gpu" and not gpus_per_actor:
+        raise ConfigError("compute.decode_on is gpu, but no GPU is used; leave it out, or say --gpus-per-actor")
     if gpus_per_actor:
         inference = max(1, floor(gpus / gpus_per_actor + 1e-9))
         inference_part = min(float(inference), cpus / 4)

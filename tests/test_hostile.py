@@ -97,7 +97,7 @@ def test_images_that_are_bombs(data, outcome, decoder):
 
 def test_a_tall_sliver_is_not_made_wide(monkeypatch):
     """torch makes rows of the whole output width first: 80 GB for a TIFF of 1 x 100,000,000 pixels, of 100 kB."""
-    monkeypatch.setattr("birder_ray.preprocess.MAX_PIXELS", 10**6)
+    monkeypatch.setattr("birder_ray.decode.MAX_PIXELS", 10**6)
     assert decoded(tall_tiff(10**6 // 32)) == "scored"
     assert decoded(tall_tiff(10**6 // 32 + 1)) == "DecompressionBomb"
     assert decoded(encode(Image.new("L", (10**6 // 32 + 1, 1)), "TIFF")) == "scored"

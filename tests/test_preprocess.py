@@ -224,6 +224,6 @@ def test_no_memory_is_not_the_samples_fault(monkeypatch):
     def full(*_args, **_options):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("birder_ray.preprocess.decode_image", full)
+    monkeypatch.setattr("birder_ray.decode.decode_image", full)
     with pytest.raises(MemoryError):
         Preprocess(InputSpec(SIZE))(chunk(IMAGES["jpeg"]))

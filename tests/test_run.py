@@ -207,6 +207,17 @@ def test_logical_gpus_are_shared_out(tmp_path, model):
     assert_same(tmp_path / "gpu", tmp_path / "cpu")
 
 
+def test_logical_gpus_decode(tmp_path, model):
+    make_shards(str(tmp_path / "data"), images_per_shard=8, shards=2)
+    there = {"gpus_per_actor": 1, "decode_on": "gpu"}
+    summary = run(_config(str(tmp_path / "data"), model, tmp_path / "gpu", compute=there))
+    assert summary.images == 16
+    run(_config(str(tmp_path / "data"), model, tmp_path / "cpu"))
+    assert_same(tmp_path / "gpu", tmp_path / "cpu")
+    with pytest.raises(ConfigError, match="decode_on"):
+        run(_config(str(tmp_path / "data"), model, tmp_path / "gpu"))
+
+
 def test_errors_of_the_users_are_plain(tmp_path, model):
     make_shards(str(tmp_path / "data"), images_per_shard=2, shards=1)
     with pytest.raises(ConfigError, match=r"no feature level stage9"):
