@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from birder_ray.arguments import config_of, destination, job_options, pairs
 from birder_ray.config import RunConfig
-from birder_ray.console import Console, duration, fail, messages, results, show_summary
+from birder_ray.console import ADVICE, Console, duration, fail, messages, results, show_probe, show_summary
 from birder_ray.errors import BirderRayError, ConfigError, VerifyFailed, printable
 from birder_ray.stop import STOPPED, Stop
 
@@ -51,8 +51,11 @@ def run(pipeline: str, overrides: tuple[str, ...]) -> None:
 @app.command()
 @click.argument("source", nargs=-1, required=True)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a field of a pipeline file")
+@click.option(
+    "--probe", "probing", is_flag=True, help="measure each step on a bit of SOURCE, and predict the rate here"
+)
 @job_options
-def plan(source: tuple[str, ...], overrides: tuple[str, ...], **told: Any) -> None:
+def plan(source: tuple[str, ...], overrides: tuple[str, ...], probing: bool, **told: Any) -> None:
     """Say what `score SOURCE...` or `run PIPELINE.yaml` would do; scores nothing."""
     from birder_ray.preview import preview
 
@@ -76,8 +79,12 @@ def plan(source: tuple[str, ...], overrides: tuple[str, ...], **told: Any) -> No
     s = found.sizes
     results.print(
         f"actors   here, without a GPU: {s.preprocess_actors} preprocess, {s.inference_actors} inference with "
-        f"{s.inference_threads} threads, batches of {s.batch_size}"
+        f"{s.inference_threads} threads, batches of {s.batch_size or 'the best size'}"
     )
+    if probing:
+        from birder_ray.probe import probe
+
+        show_probe(probe(config, found))
 
 
 def _count(number: int | None) -> str:
@@ -102,6 +109,14 @@ def status(dest: str, options: tuple[str, ...]) -> None:
     sizes = {"read": totals.bytes_read, **totals.bytes}
     results.print(f"bytes    {', '.join(f'{name} {size / 1e6:,.1f} MB' for name, size in sizes.items())}")
     results.print(f"seconds  {', '.join(f'{step} {duration(spent)}' for step, spent in totals.seconds.items()) or '0'}")
+    if found.slowest and totals.samples:
+        spent, worked, passed = (
+            f"{1e3 * seconds / totals.samples:,.1f}"
+            for seconds in (totals.seconds[found.slowest], found.worked_s, found.passed_s)
+        )
+        between = f"; {passed} ms pass between the steps" if found.passed_s else ""
+        results.print(f"slowest  {found.slowest}: {spent} of {worked} ms of work per image{between}")
+        results.print(f"         if its workers were busy all the time: {ADVICE[found.slowest]}")
 
 
 @app.command()

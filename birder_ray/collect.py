@@ -1,5 +1,6 @@
 """The write step: chunks come in any order, complete units go out to the ledger, several at a time."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +15,8 @@ from birder_ray.manifest import Recipe
 from birder_ray.schema import ERRORS_SCHEMA, WHOLE_SHARD
 from birder_ray.storage import redact
 
-_WRITERS = 4
-"""Units written at once; each waits mostly for storage."""
+_WRITERS = min(8, max(4, os.cpu_count() or 1))
+"""Units written at once: they wait for storage, and encoding takes 150 µs of a core per image (HGNet v2 B2)."""
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
@@ -12,12 +12,16 @@ from birder_ray.errors import BirderRayError, plain, printable
 from birder_ray.progress import Meter, Observer, RunSummary
 from birder_ray.schema import DECODE, INFER, READ
 
+if TYPE_CHECKING:
+    from birder_ray.probe import Probe
+
 _LINE_EVERY_S = 60.0
 _BUSY = 0.8
-_ADVICE = {
-    READ: "; storage that is nearer or faster, or more and smaller shards, would help",
-    DECODE: "; more CPU cores, or --preprocess-actors, would help",
-    INFER: "; as it should be: only more or faster GPUs or cores would help",
+ADVICE = {
+    READ: "storage that is nearer or faster, or more and smaller shards, would help",
+    DECODE: "more CPU cores, or --preprocess-actors, would help",
+    INFER: "as it should be, only more or faster GPUs or cores would help",
+    "write": "a destination that is nearer or faster would help",
 }
 """What to change where a step's workers are always busy."""
 
@@ -104,10 +108,49 @@ def show_summary(summary: RunSummary) -> None:
         if summary.engines:
             rows.append(("engine", ", ".join(f"{name} {count:,}" for name, count in sorted(summary.engines.items()))))
         step, share = max(summary.utilisation.items(), key=lambda item: item[1])
-        rows.append(("busiest", f"{step} ({share:.0%} of its workers' time{_ADVICE[step] if share > _BUSY else ''})"))
+        advice = f"; {ADVICE[step]}" if share > _BUSY else ""
+        rows.append(("busiest", f"{step} ({share:.0%} of its workers' time{advice})"))
     rows.append(("outputs", f"{summary.destination} ({summary.total_units:,} units, recipe {summary.recipe})"))
     rows.append(("next", f"birder-ray verify {summary.destination}"))
     if summary.total_errors:
         rows.append(("", f"what is in quarantine, and why: {summary.destination}/errors/*.parquet"))
     for name, text in rows:
         results.print(f"[bold]{name:<10}[/]{escape(text)}")
+
+
+def show_probe(found: "Probe | None") -> None:
+    """What `plan --probe` measured, and what follows from it (standard output)."""
+    if found is None:
+        results.print("probe    nothing is left to do, so nothing was measured")
+        return
+    read, decode, infer = (found.paces[step] for step in (READ, DECODE, INFER))
+    kinds = ", ".join(f"{name} {count:,}" for name, count in sorted(found.error_types.items()))
+    errors = f"{sum(found.error_types.values()):,} would be quarantined" + (f" ({kinds})" if kinds else "")
+    threads, decoders = found.sizes.inference_threads, found.decoders_per_gpu
+    actor = f"of {threads} threads" if decoders is None else "on a GPU"
+    results.print(
+        f"probe    {read.images:,} images, {found.bytes_per_image / 1e3:,.1f} kB on average; {escape(errors)}"
+    )
+    results.print(
+        f"read     {read.images_per_s:,.1f} images/s, {read.bytes / read.seconds / 1e6:,.1f} MB/s by one reader"
+    )
+    results.print(f"decode   {decode.images_per_s:,.1f} images/s on one core")
+    results.print(
+        f"infer    {infer.images_per_s:,.1f} images/s by one actor {actor}, {found.engine}, batches of "
+        f"{found.batch_size}"
+    )
+    results.print(
+        f"predict  {found.images_per_s:,.1f} images/s on {found.machine.cpus:g} cores and {found.machine.gpus:g} GPUs; "
+        f"the bottleneck is {found.bottleneck}: {ADVICE[found.bottleneck]}"
+    )
+    if decode.core_seconds < _BUSY * decode.seconds:  # it waits for nothing but a core
+        results.print("         other programs kept the cores busy meanwhile: without them it is faster")
+    if decoders is not None:
+        results.print(f"         {decoders:,.1f} cores that decode keep one GPU busy")
+    if found.images is None:
+        results.print("whole    no telling how long it takes: how many images the source holds is unknown")
+    else:
+        about = "about " if found.estimated else ""
+        results.print(
+            f"whole    about {duration(found.images / found.images_per_s)} for {about}{found.images:,} images"
+        )

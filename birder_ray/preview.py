@@ -1,6 +1,7 @@
 """`plan`: what a run would do, without doing it; needs neither Ray nor torch."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from birder_ray import manifest as manifests
 from birder_ray.commit import Ledger
 from birder_ray.config import RunConfig
 from birder_ray.folder import Folder
-from birder_ray.plan import make_plan
+from birder_ray.plan import Work, make_plan
 from birder_ray.sizes import Hardware, Sizes, choose_sizes
 from birder_ray.source import count_samples, list_shards
 
@@ -20,7 +21,8 @@ class Preview:
     Args:
         samples, units_todo: None where shards must be read to tell. bytes: size of the source, None likewise.
         differs: what differs from the results in the destination, which a run would refuse; empty where nothing does.
-        sizes: the actors that this machine would start; GPUs count if `gpus_per_actor` says so.
+        sizes: the actors that this machine would start; GPUs count if `gpus_per_actor` or `decode_on` say so.
+        work: what is left to do.
     """
 
     shards: int
@@ -31,6 +33,7 @@ class Preview:
     units_foreign: int
     differs: str
     sizes: Sizes
+    work: Sequence[Work]
 
 
 def preview(config: RunConfig) -> Preview:
@@ -61,7 +64,8 @@ def preview(config: RunConfig) -> Preview:
         units_todo=plan.units_todo,
         units_foreign=len(plan.foreign),
         differs=_difference(config, stored["recipe"]["facts"]) if stored else "",
-        sizes=choose_sizes(_this_machine(config), config.compute, max(1, len(plan.work)), plan.images),
+        sizes=choose_sizes(this_machine(_gpus_told(config)), config.compute, max(1, len(plan.work)), plan.images),
+        work=plan.work,
     )
 
 
@@ -73,8 +77,15 @@ def _difference(config: RunConfig, stored: dict[str, Any]) -> str:
     return manifests.difference(facts, stored)
 
 
-def _this_machine(config: RunConfig) -> Hardware:
-    cpus, told = float(os.cpu_count() or 1), config.compute.gpus_per_actor
-    gpus = max(1.0, told) if told != "auto" and told else 0.0
+def _gpus_told(config: RunConfig) -> float:
+    told = config.compute.gpus_per_actor
+    if told == "auto":
+        return 1.0 if config.compute.decode_on == "gpu" else 0.0
+    return max(1.0, told) if told else 0.0
+
+
+def this_machine(gpus: float) -> Hardware:
+    """This machine, said to have so many GPUs: only torch could count them."""
+    cpus = float(os.cpu_count() or 1)
     memory = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return Hardware(cpus, gpus, cpus, gpus, memory)

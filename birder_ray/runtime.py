@@ -176,6 +176,7 @@ def stream(
         "model": config.model,
         "outputs": config.outputs,
         "compute": config.compute,
+        "device": "auto" if sizes.gpus_per_actor else "cpu",  # Ray hides no GPU from who asks for none
         "threads": sizes.inference_threads,
         "batch_size": sizes.batch_size,
         "sha256": weights_sha256,
@@ -205,7 +206,7 @@ def stream(
                 max_size=sizes.inference_actors,
                 initial_size=sizes.inference_actors_at_first,
                 max_concurrent_calls_per_actor=sizes.chunks_per_actor,
-                enable_true_multi_threading=True,
+                enable_true_multi_threading=sizes.chunks_per_actor > 1,
             ),
             **arrow | {"batch_size": 1},  # Ray Data insists on a number where there are GPUs; a row is a chunk
         )

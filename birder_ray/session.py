@@ -57,7 +57,7 @@ def session(address: str | None) -> Iterator[Hardware]:
 
 
 def _start(address: str | None) -> None:
-    local = {"object_store_memory": 2 * _GIB, "include_dashboard": False} if address is None else {}
+    local = {"object_store_memory": _object_store(), "include_dashboard": False} if address is None else {}
     # Deaths of workers are dealt with (guard.py); Ray would print them on the driver's standard output, whatever
     # log_to_driver says, and has no setting against it
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
@@ -72,6 +72,16 @@ def _start(address: str | None) -> None:
         if address is not None:
             raise ConfigError(f"the Ray cluster at {address} cannot be joined: {error}") from error
         raise RunFailed(f"Ray did not start: {error} Nothing is lost, run the same command again") from error
+
+
+def _object_store() -> int:
+    """Bytes for what is on its way between the steps: 2 GiB, and more on machines that have several GPUs to feed."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        shared = os.statvfs("/dev/shm")
+    except OSError:
+        return 2 * _GIB
+    return max(2 * _GIB, min(memory // 12, shared.f_bavail * shared.f_frsize * 3 // 4))
 
 
 def _reach(address: str | None) -> None:

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from birder_ray.cli import app, main
+from birder_ray.commit import Ledger, record_name
 from birder_ray.folder import Folder
 from birder_ray.testing import make_shards, tiny_checkpoint
 from tests.built import build
@@ -74,10 +75,36 @@ def test_status_and_plan_tell_how_far_a_run_is(monkeypatch, capsys, tmp_path, ph
     code, out, _ = _main(monkeypatch, capsys, "status", str(tmp_path / "out"))
     assert code == 0
     assert "unfinished" in out and "1 of 1 done" in out and "24 scored, 2 quarantined" in out
+    assert "slowest" in out and "pass between" not in out, "earlier records do not say how long chunks waited"
     code, out, _ = _main(monkeypatch, capsys, "plan", photos_dir, "--model", "m", "-o", str(tmp_path / "new"))
     assert code == 0
     assert "1 shards" in out and "3 images" in out and "0 done, 1 to do" in out
     assert not (tmp_path / "new").exists(), "plan writes nothing"
+
+
+@pytest.mark.parametrize(
+    ("step", "advice"), [("read", "storage"), ("decode", "CPU cores"), ("infer", "GPUs"), ("write", "destination")]
+)
+def test_status_says_which_step_took_the_most_and_what_would_help(monkeypatch, capsys, tmp_path, step, advice):
+    folder = Folder(str(tmp_path))
+    build(folder, {"a.tar": 10})
+    (unit,) = Ledger(folder).units()
+    seconds = {"read": 0.1, "decode": 0.1, "infer": 0.1, "write": 0.1} | {step: 0.2, "wait": 4.0, "transfer": 0.5}
+    folder.write_json(record_name(unit), folder.read_json(record_name(unit)) | {"seconds": seconds})
+    folder.delete("_SUCCESS")
+    code, out, _ = _main(monkeypatch, capsys, "status", str(tmp_path))
+    assert code == 0
+    slowest, change = out.splitlines()[-2:]
+    assert slowest == f"slowest  {step}: 18.2 of 45.5 ms of work per image; 409.1 ms pass between the steps"
+    assert advice in change
+
+
+def test_status_before_the_first_commit_names_no_step(monkeypatch, capsys, tmp_path):
+    folder = Folder(str(tmp_path))
+    build(folder, {"a.tar": 5}, finish=False)
+    Ledger(folder).erase(*Ledger(folder).units())
+    code, out, _ = _main(monkeypatch, capsys, "status", str(tmp_path))
+    assert code == 0 and out.splitlines()[-1] == "seconds  0"
 
 
 def test_help_names_every_option_of_the_contract():

@@ -152,6 +152,30 @@ def test_the_status_of_very_many_units_is_an_estimate(tmp_path, monkeypatch):
     assert about.totals.bytes["features"] == pytest.approx(exact.totals.bytes["features"], rel=0.1)
 
 
+def _spent(folder: Folder, **seconds: float) -> None:
+    for unit in Ledger(folder).units():
+        record = folder.read_json(record_name(unit))
+        folder.write_json(record_name(unit), record | {"seconds": seconds})
+
+
+def test_status_names_the_step_that_took_the_most(tmp_path):
+    folder = Folder(str(tmp_path))
+    build(folder, {"a.tar": 25}, finish=False)
+    _spent(folder, read=0.5, decode=1.0, infer=2.0, write=0.25, wait=30.0, transfer=0.5)
+    found = status(folder.url)
+    assert (found.slowest, found.worked_s, found.passed_s) == ("infer", 3 * 3.75, 3 * 30.5)
+    _spent(folder, read=0.5, write=0.75, wait=30.0)
+    assert status(folder.url).slowest == "write"
+
+
+def test_status_names_no_step_before_the_first_commit(tmp_path):
+    folder = Folder(str(tmp_path))
+    build(folder, {"a.tar": 5}, finish=False)
+    Ledger(folder).erase(_unit(folder, "a.tar"))
+    found = status(folder.url)
+    assert (found.slowest, found.worked_s, found.passed_s) == (None, 0, 0)
+
+
 def test_memory_is_a_few_parts_the_names_and_8_bytes_per_sample(folder, monkeypatch):
     """Two thousand units of 2,048 samples, as they look once they are checked."""
     units, rows = 2_000, 2_048
