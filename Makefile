@@ -4,6 +4,9 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.birder-ray-installed
+RESULTS := benchmarks/results
+ROUNDS ?= 3
+DAFT := daft==0.7.26
 FAST := not (ray or s3 or chaos or browser or gpu or slow)
 
 .DEFAULT_GOAL := help
@@ -42,8 +45,25 @@ test-fast: setup  ## the unmarked tests: no Ray, no server, seconds
 chaos: setup  ## runs disturbed at seeded instants and resumed: SEEDS=200 of them, or SEED=7 again
 	CHAOS_SEEDS=$(SEEDS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -q -s -p no:cacheprovider tests/chaos
 
-bench: setup  ## accuracy of birder-ray and of birder alone on ../shared/photos
-	$(BIN)/python benchmarks/accuracy.py --birder-ray
+# $(call measured,SCRIPT,NETWORK,OPTIONS): its figures and its table; on the terminal, each figure as it comes
+measured = $(BIN)/python benchmarks/$(1).py --network $(2) --rounds $(ROUNDS) $(3) \
+	--json $(RESULTS)/$(1)-$(2).json > $(RESULTS)/$(1)-$(2).md
+
+bench: export BIRDER_RAY_CACHE := $(CURDIR)/build/bench
+bench: setup  ## every CPU figure of docs/performance.md: 65 minutes of 2 cores that do nothing else; ROUNDS=2: 50
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(DAFT)
+	rm -rf $(BIRDER_RAY_CACHE) && mkdir -p $(RESULTS)
+	$(BIN)/python benchmarks/accuracy.py --birder-ray > $(RESULTS)/accuracy.txt
+	$(call measured,startup,hgnet_v2_b2)
+	$(call measured,throughput,hgnet_v2_b2)
+	$(call measured,throughput,efficientnet_lite0,--source tar folder parquet s3)
+	$(call measured,throughput,hieradet_small,--rounds 2)
+	$(call measured,peers,hgnet_v2_b2,--images 640)
+	$(call measured,peers,efficientnet_lite0,--images 1280 --rounds 2)
+	$(call measured,memory,efficientnet_lite0,--rounds 1)
+	$(call measured,memory,hgnet_v2_b2,--rounds 1)
+	$(call measured,engines,hgnet_v2_b2,--rounds 1)
+	$(BIN)/python benchmarks/plot.py $(RESULTS)
 
 clean:  ## remove what the tools and the demo left here, but not $(VENV)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache birder-ray-demo build dist

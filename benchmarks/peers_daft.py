@@ -19,7 +19,8 @@ import daft
 import numpy as np
 import pyarrow as pa
 from daft import DataType
-from peers_network import VECTORS, Network, PeakMemory, decode, parse_arguments, report
+from measuring import PeakMemory
+from peers_network import VECTORS, Network, decode, parse_arguments, report
 
 FLOATS = DataType.list(DataType.float32())
 ROW = DataType.struct(
@@ -76,7 +77,7 @@ def scorer(told: argparse.Namespace, workers: int, gpus: int) -> Any:
 
 
 def main() -> None:
-    memory = PeakMemory()
+    memory = PeakMemory(os.getpid())
     told = parse_arguments(__doc__)
     run(told)
     report(told.output, memory)

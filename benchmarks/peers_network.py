@@ -7,14 +7,14 @@ inference step in its place, so that what differs from birder-ray is the pipelin
 import argparse
 import json
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from measuring import FIRST, RATE, WALL, PeakMemory, process_start, steady_rate
 
 LEVELS = ("stage1", "stage2", "stage3", "stage4")
 POOLINGS = ("mean", "max", "std")
@@ -60,23 +60,17 @@ class Network:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.batch_size = batch_size
-        self.padded = engine == "compiled"
         make = _birder_ray if one_pass else _birder
         self.run, self.classes = make(checkpoint, engine, batch_size, threads)
-        self.run(
-            np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3), np.uint8)
-        )  # compiles, if it must
+        # Compiles, if it must
+        self.run(np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3), np.uint8))
 
     def __call__(self, keys: Sequence[str], pixels: np.ndarray) -> pa.Table:
-        rows = len(pixels)
-        if self.padded and rows < self.batch_size:  # another shape would be compiled anew
-            pixels = np.concatenate([pixels, np.zeros((self.batch_size - rows, *pixels.shape[1:]), np.uint8)])
-        found = {name: values[:rows] for name, values in self.run(pixels).items()}
+        found = self.run(pixels)
         columns = {"key": pa.array(keys, pa.string())}
         columns["prediction"] = pa.array([self.classes[first] for first in found["top_indices"][:, 0]])
         columns |= {name: _vectors(values) for name, values in found.items()}
-        columns["scored_at"] = pa.array(np.full(rows, time.time()))
+        columns["scored_at"] = pa.array(np.full(len(pixels), time.time()))
         return pa.table(columns)
 
 
@@ -107,9 +101,13 @@ def _birder(checkpoint: Path, engine: str, batch_size: int, threads: int | None)
         forward = torch.compile(forward, dynamic=False)
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        rows = len(pixels)
+        if engine == "compiled" and rows < batch_size:  # another shape would be compiled anew
+            pixels = np.concatenate([pixels, np.zeros((batch_size - rows, *pixels.shape[1:]), np.uint8)])
         with torch.no_grad():
             images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).contiguous().float().div_(255)
-            return {name: values.cpu().numpy() for name, values in forward((images - centre) / scale).items()}
+            found = forward((images - centre) / scale)
+            return {name: values[:rows].cpu().numpy() for name, values in found.items()}
 
     return run, sorted(info.class_to_idx, key=info.class_to_idx.__getitem__)
 
@@ -125,10 +123,10 @@ def _birder_ray(checkpoint: Path, engine: str, batch_size: int, threads: int | N
     )
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        found = infer._batch(pixels)
+        found = infer._score(pixels)
         while infer.engine.name != engine:
-            time.sleep(1)
-            found = infer._batch(pixels)
+            time.sleep(3)  # the compiler needs the core
+            found = infer._score(pixels)
         return {name: found[name] for name in ("top_indices", "top_probabilities", *VECTORS)}
 
     return run, infer.backbone.class_names
@@ -138,64 +136,18 @@ def _vectors(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
 
-class PeakMemory:
-    """Highest sum of resident memory over this process and all that it started, GiB, sampled twice a second.
-
-    Pages that processes share count once for each of them.
-    """
-
-    def __init__(self, with_root: bool = True):
-        self._gib = 0.0
-        self._with_root = with_root
-        self._stopped = threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def stop(self) -> float:
-        self._stopped.set()
-        return self._gib
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(0.5):
-            self._gib = max(self._gib, self._now())
-
-    def _now(self) -> float:
-        parents, resident = {}, {}
-        for folder in Path("/proc").iterdir():
-            with suppress(OSError, ValueError):
-                process = int(folder.name)
-                parents[process] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                resident[process] = int((folder / "statm").read_text().split()[1])
-        family, found = {os.getpid()}, 0
-        while len(family) > found:
-            found = len(family)
-            family |= {process for process, parent in parents.items() if parent in family}
-        counted = family if self._with_root else family - {os.getpid()}
-        return sum(resident.get(process, 0) for process in counted) * os.sysconf("SC_PAGE_SIZE") / 1024**3
-
-
-def steady_rate(batches: Iterable[tuple[float, int]]) -> float:
-    """images/s over the last two thirds of (end, rows) of batches, as `throughput.score` has it of its units."""
-    steady = sorted(batches)
-    steady = steady[len(steady) // 3 :]
-    return sum(rows for _, rows in steady[1:]) / (steady[-1][0] - steady[0][0])
-
-
 def report(output: Path, memory: PeakMemory) -> None:
     """Print what was measured of a finished run as one line of JSON, with seconds since this process began."""
     import pyarrow.parquet as pq
 
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    up = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    started = time.time() - up
+    ended, started = time.time(), process_start()
     moments = [
         at for file in output.rglob("*.parquet") for at in pq.read_table(file, columns=["scored_at"])[0].to_pylist()
     ]
-    batches = {at: moments.count(at) for at in set(moments)}
     figures = {
-        "images": len(moments),
-        "wall_s": round(up, 2),
-        "steady_images_per_s": round(steady_rate(batches.items()), 2),
-        "first_batch_s": round(min(moments) - started, 2),
-        "peak_rss_gib": round(memory.stop(), 2),
+        RATE: steady_rate(list(Counter(moments).items())),
+        FIRST: min(moments) - started,
+        WALL: ended - started,
+        **memory.stop(),
     }
-    print(json.dumps(figures), flush=True)
+    print(json.dumps({"images": len(moments), "figures": figures}), flush=True)

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from peers_network import Network, PeakMemory, decode, parse_arguments, report
+from measuring import PeakMemory
+from peers_network import Network, decode, parse_arguments, report
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
@@ -40,7 +41,7 @@ class Score:
 
 
 def main() -> None:
-    memory = PeakMemory()
+    memory = PeakMemory(os.getpid())
     told = parse_arguments(__doc__)
     temporary = tempfile.mkdtemp(prefix="peers-", dir="/tmp")  # short: Ray's sockets lie in it
     ray.init(

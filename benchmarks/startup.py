@@ -1,9 +1,9 @@
 """Where a short run spends its time: a timeline of `score` over 64 photos, against the least that Ray itself takes.
 
-    python benchmarks/startup.py [--rounds 3] [--images 64] [--network hgnet_v2_b2] [--imports]
+    python benchmarks/startup.py [--rounds 3] [--images 64] [--network hgnet_v2_b2] [--engine eager] [--imports]
 
 The floor is an interpreter that starts Ray, sends one row through a Ray Data chain of one actor and shuts Ray down; it
-and the run take turns, and figures are medians over the rounds; times of one run compare, those of two days do not.
+and the run take turns; times of one run compare, those of two days do not.
 `--imports` adds what each process imports, by package.
 """
 
@@ -12,14 +12,18 @@ import json
 import os
 import re
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
+from measuring import Found, note, process_start, publish
+from photos import as_tars
+from throughput import OURS, arguments, prepare, title, unit_rows
+
+AT, STEP, CPU = "at (s)", "after the last of its process (s)", "CPU of its process so far (s)"
 STEPS = {"driver": "birder_ray.pipeline", "preprocess": "birder_ray.preprocess", "infer": "birder_ray.infer"}
 
 FLOOR = """
@@ -59,13 +63,6 @@ def marked(who: str, what: str, call):
     return wrapper
 
 
-def process_start() -> float:
-    """When this process began, by the clock of `time.time`."""
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    up = float(Path("/proc/uptime").read_text().split()[0])
-    return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
-
-
 def traced_actor(actor: type, who: str, module: str, inside: list[tuple[str, str, str]]) -> type:
     """The actor with its start in the trace; `inside`: module, function and name of what it calls while it starts."""
     from importlib import import_module
@@ -100,17 +97,17 @@ def traced_actor(actor: type, who: str, module: str, inside: list[tuple[str, str
 
 def child(config: dict) -> None:
     """One run with its trace."""
-    mark("driver", "interpreter", process_start())
+    mark(OURS, "interpreter", process_start())
     from birder_ray import RunConfig, pipeline, runtime, session
 
-    mark("driver", "imports")
+    mark(OURS, "imports")
     told = RunConfig(**config)
-    pipeline.list_shards = marked("driver", "listed", pipeline.list_shards)
-    pipeline._identify = marked("driver", "model identified", pipeline._identify)
-    pipeline.make_plan = marked("driver", "planned", pipeline.make_plan)
-    session._start = marked("driver", "Ray started", session._start)
-    pipeline._Scoring._committed = marked("driver", "first commit", pipeline._Scoring._committed)
-    pipeline._Scoring._check_complete = marked("driver", "last commit", pipeline._Scoring._check_complete)
+    pipeline.list_shards = marked(OURS, "listed", pipeline.list_shards)
+    pipeline._identify = marked(OURS, "model identified", pipeline._identify)
+    pipeline.make_plan = marked(OURS, "planned", pipeline.make_plan)
+    session._start = marked(OURS, "Ray started", session._start)
+    pipeline._Scoring._committed = marked(OURS, "first commit", pipeline._Scoring._committed)
+    pipeline._Scoring._check_complete = marked(OURS, "last commit", pipeline._Scoring._check_complete)
     inside = [
         ("birder_ray.infer", "resolve", "weights resolved"),
         ("birder_ray.backbone.network", "_load", "network loaded"),
@@ -119,37 +116,34 @@ def child(config: dict) -> None:
     runtime._PreprocessActor = traced_actor(runtime._PreprocessActor, "preprocess", "birder_ray.preprocess", [])
     runtime._InferActor = traced_actor(runtime._InferActor, "infer", "birder_ray.infer", inside)
     pipeline.run(told)
-    mark("driver", "Ray shut down")
+    mark(OURS, "Ray shut down")
 
 
-def measure(folder: Path, told: argparse.Namespace) -> dict[str, list[float]]:
-    from throughput import PHOTOS, prepare
-
-    photos = sorted(PHOTOS.glob("*.JPEG"))
-    if not photos:
-        sys.exit(f"no photos in {PHOTOS}")
-    checkpoint, tars, _ = prepare(folder, photos, told.network, told.images)
-    found = defaultdict(list)
+def measure(folder: Path, told: argparse.Namespace) -> Found:
+    checkpoint, tars = prepare(folder, told), as_tars(folder / "tars", told.images)
+    found: Found = {}
     for number in range(told.rounds):
-        found["floor"].append(_timed([sys.executable, "-c", FLOOR]))
+        note(found, "Ray alone", {AT: _timed([sys.executable, "-c", FLOOR])})
         config = {
             "source": str(tars),
             "model": str(checkpoint),
             "destination": str(folder / f"out-{number}"),
-            "compute": {"unit_rows": 32},
+            "compute": {"unit_rows": unit_rows(told.images), "engine": told.engine},
         }
         trace = folder / f"trace-{number}"
         os.environ["STARTUP_TRACE"] = str(trace)
         started = time.time()
-        found["run"].append(_timed([sys.executable, __file__, "--child", json.dumps(config)]))
-        first = {}
+        whole = _timed([sys.executable, __file__, "--child", json.dumps(config)])
+        first: dict[str, dict[str, float]] = {}
         for who, what, at, cpu in map(json.loads, trace.read_text().splitlines()):
-            first.setdefault(f"{who}: {what}", (at - started, cpu))
-        for name, (at, cpu) in first.items():
-            found[name].append(at)
-            found[f"CPU {name}"].append(cpu)
-        print({name: round(found[name][-1], 2) for name in ("floor", "run", "driver: first commit")}, flush=True)
-    return dict(found)
+            first.setdefault(f"{who}: {what}", {AT: at - started, CPU: cpu})
+        last: dict[str, float] = {}
+        for name, figures in sorted(first.items(), key=lambda item: item[1][AT]):
+            who = name.partition(":")[0]
+            note(found, name, {AT: figures[AT], STEP: figures[AT] - last.get(who, 0), CPU: figures[CPU]})
+            last[who] = figures[AT]
+        note(found, f"{OURS}: whole run", {AT: whole})
+    return found
 
 
 def _timed(command: list[str]) -> float:
@@ -158,21 +152,6 @@ def _timed(command: list[str]) -> float:
     if done.returncode:
         sys.exit(done.stderr[-3000:])
     return time.time() - started
-
-
-def report(found: dict[str, list[float]]) -> None:
-    middle = {name: statistics.median(values) for name, values in found.items()}
-    floor, whole = middle.pop("floor"), middle.pop("run")
-    print("\n| at (s) | after the last of its process (s) | CPU of it so far (s) | |\n|---|---|---|---|")
-    last: dict[str, float] = {}
-    for name, at in sorted(middle.items(), key=lambda item: item[1]):
-        if not name.startswith("CPU "):
-            who = name.partition(":")[0]
-            print(f"| {at:.2f} | {at - last.get(who, 0):.2f} | {middle['CPU ' + name]:.2f} | {name} |")
-            last[who] = at
-    first = middle["driver: first commit"]
-    print(f"\nfloor {floor:.1f} s; first commit after {first:.1f} s, {first / floor:.2f} x the floor; ", end="")
-    print(f"whole run {whole:.1f} s, {whole / floor:.2f} x")
 
 
 def imports() -> None:
@@ -189,12 +168,9 @@ def imports() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--network", default="hgnet_v2_b2")
-    parser.add_argument("--imports", action="store_true")
-    parser.add_argument("--json", help="also write the figures to this file")
+    parser = arguments(__doc__)
+    parser.set_defaults(images=64)
+    parser.add_argument("--imports", action="store_true", help="also say what each process imports")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.child:
@@ -202,11 +178,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="br-start-") as folder:
         found = measure(Path(folder), told)
-    report(found)
+    publish(f"Start-up: {title(told)}", found, told.json, plotted=AT)
     if told.imports:
         imports()
-    if told.json:
-        Path(told.json).write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""images/s of `score` with all three outputs, of the forward pass alone, and of `birder-predict`, in one run.
+"""images/s of birder-ray with all three outputs, of the forward pass alone, and of `birder-predict`, in one run.
 
     python benchmarks/throughput.py [--network hieradet_small] [--engine eager] [--rounds 3] [--skip-predict]
+    python benchmarks/throughput.py --network efficientnet_lite0 --source tar folder parquet s3
 
-Photos are those of ../shared/photos, repeated; networks with seeded random weights. Every figure is a median over the
-rounds, in which the contestants take turns; ratios compare figures of one run. The forward passes run on pixels that
-are in memory already, in as many processes of one thread as there are cores, and in one process of as many threads; for
-the compiled engine, packages are made before the first round.
+Photos are those of ../shared/photos, repeated; networks with seeded random weights. The contestants take turns in each
+round. The forward passes give predictions only, on pixels that are in memory already, in as many processes of one
+thread as there are cores, and in one process of as many threads, with either engine; packages of the compiled one are
+made before the first round. A ceiling is the larger rate of a round. birder-ray's rate is that from the commit after a
+third of its units to the last one, birder-predict's what it says of itself; it has a quarter of the photos.
 """
 
 import argparse
@@ -13,19 +15,37 @@ import json
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
-PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"
-NETWORKS = {"hgnet_v2_b2": (368, 256), "hieradet_small": (10_000, 384), "efficientnet_lite0": (1000, 224)}
-"""Classes and size, as published."""
+from measuring import FIRST, RATE, WALL, Figures, Found, PeakMemory, note, publish, steady_rate
+from photos import as_files, sources
 
-UNIT_ROWS = 32
+
+class Network(NamedTuple):
+    """As published, and so many images that birder-ray takes half a minute for them on two cores."""
+
+    title: str
+    classes: int
+    size_px: int
+    images: int
+
+
+NETWORKS = {
+    "hgnet_v2_b2": Network("HGNet v2 B2", 368, 256, 1280),
+    "hieradet_small": Network("HieraDet Small", 10_000, 384, 192),
+    "efficientnet_lite0": Network("EfficientNet-Lite0", 1000, 224, 2560),
+}
+OURS = "birder-ray"
+FORWARD_S = 10
+PREDICT = {
+    "birder-predict, outputs + embeddings": ["--save-output", "--save-embeddings"],
+    "birder-predict, detection features": ["--save-detection-features"],
+}
 
 SCORE = """
 import json, sys
@@ -46,7 +66,7 @@ infer = Infer(ModelConfig(name=checkpoint), outputs, ComputeConfig(engine=engine
 pixels = torch.randint(0, 256, (int(batch_size), *infer.backbone.size, 3), dtype=torch.uint8)
 with torch.inference_mode():
     while infer.engine(pixels) and infer.engine.name != engine:
-        time.sleep(1)
+        time.sleep(3)  # the compiler needs the core
     infer.engine(pixels)
     print("ready", flush=True)
     sys.stdin.readline()
@@ -58,60 +78,80 @@ print(json.dumps({"images_per_s": done / (time.perf_counter() - started)}))
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What the benchmarks of whole runs are told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, default="hgnet_v2_b2")
     parser.add_argument("--engine", choices=("eager", "compiled"), default="compiled")
-    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--images", type=int, help="a multiple of 64; default: what suits the network")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--skip-predict", action="store_true")
     parser.add_argument("--json", help="also write the figures to this file")
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--source", nargs="+", choices=("tar", "folder", "parquet", "s3"), default=["tar"])
+    parser.add_argument("--skip-predict", action="store_true")
     told = parser.parse_args()
-    photos = sorted(PHOTOS.glob("*.JPEG"))
-    if not photos:
-        sys.exit(f"no photos in {PHOTOS}")
+    told.images = told.images or NETWORKS[told.network].images
     with tempfile.TemporaryDirectory(prefix="br-bench-") as folder:
-        found = measure(Path(folder), photos, told)
-    report(found, told)
-    if told.json:
-        Path(told.json).write_text(json.dumps(found, indent=1))
+        found = measure(Path(folder), told)
+    publish(f"Throughput: {title(told)}", with_derived(found, told.engine), told.json, f"{OURS}, {told.source[0]}")
 
 
-def measure(folder: Path, photos: list[Path], told: argparse.Namespace) -> dict[str, list[float]]:
-    checkpoint, tars, flat = prepare(folder, photos, told.network, told.images)
-    os.environ["BIRDER_RAY_CACHE"] = str(folder / "cache")
-    cores = os.cpu_count() or 1
-    forward(checkpoint, told.engine, "all", 1, 1, told.batch_size, 0)  # so that the package of `score` is there
-    found: dict[str, list[float]] = {}
-    for turn in range(told.rounds + 1):  # the first one compiles, and does not count
-        rates = {
-            f"forward, {told.engine}, {workers} x {threads}": forward(
-                checkpoint, told.engine, "predictions", workers, threads, told.batch_size, 15 if turn else 0
-            )
-            for workers, threads in {(cores, 1), (1, cores)}
-        }
-        if not turn:
-            continue
-        rates["score"], rates["first commit (s)"], rates["wall (s)"] = score(folder, checkpoint, tars, told)
-        if not told.skip_predict:
-            for name, options in {
-                "predict: outputs + embeddings": ["--save-output", "--save-embeddings"],
-                "predict: detection features": ["--save-detection-features"],
-            }.items():
-                rates[name] = predict(folder, flat, options, told)
-        for name, rate in rates.items():
-            found.setdefault(name, []).append(rate)
-        print({name: round(rate, 2) for name, rate in rates.items()}, flush=True)
+def title(told: argparse.Namespace) -> str:
+    network = NETWORKS[told.network]
+    return (
+        f"{network.title} at {network.size_px} px, {told.images:,} photos, {told.engine} engine, "
+        f"batches of {told.batch_size}, {rounds(told)}"
+    )
+
+
+def rounds(told: argparse.Namespace) -> str:
+    return "1 round" if told.rounds == 1 else f"{told.rounds} rounds"
+
+
+def measure(folder: Path, told: argparse.Namespace) -> Found:
+    checkpoint = prepare(folder, told)
+    shapes = sorted({(os.cpu_count() or 1, 1), (1, os.cpu_count() or 1)})
+    for _, threads in shapes:
+        forward(checkpoint, "compiled", "predictions", 1, threads, told.batch_size, 0)
+    few = None if told.skip_predict else as_files(folder / "few", max(16, told.images // 4))
+    found: Found = {}
+    with sources(told.source, folder, told.images) as made:
+        for _ in range(told.rounds):
+            for kind, source in made.items():
+                note(found, f"{OURS}, {kind}", score(folder, checkpoint, source, told))
+            for engine in ("compiled", "eager"):
+                for workers, threads in shapes:
+                    rate = forward(checkpoint, engine, "predictions", workers, threads, told.batch_size, FORWARD_S)
+                    note(found, f"forward only, {engine}, {workers} x {threads} threads", {RATE: rate})
+            for name, options in PREDICT.items() if few else ():
+                note(found, name, {RATE: predict(folder, few, options, told)})
     return found
+
+
+def prepare(folder: Path, told: argparse.Namespace) -> Path:
+    """A checkpoint of random weights, and a cache that holds the packages that birder-ray needs for it."""
+    from birder_ray.testing import tiny_checkpoint
+
+    os.environ.setdefault("BIRDER_RAY_CACHE", str(folder / "cache"))  # `make bench` has one for all its scripts
+    network, checkpoint = NETWORKS[told.network], folder / "models" / f"{told.network}_bench.pt"
+    checkpoint.parent.mkdir()
+    tiny_checkpoint(str(checkpoint), network=told.network, num_classes=network.classes, size=network.size_px)
+    if told.engine == "compiled":
+        forward(checkpoint, "compiled", "all", 1, 1, told.batch_size, 0)
+    return checkpoint
 
 
 def forward(
     checkpoint: Path, engine: str, tables: str, workers: int, threads: int, batch_size: int, seconds: float
 ) -> float:
-    """images/s of `workers` processes together."""
+    """images/s of `workers` processes together, after a warm-up that also compiles what is not there."""
     arguments = [str(checkpoint), engine, tables, str(threads), str(batch_size), str(seconds)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([sys.executable, "-c", FORWARD, *arguments], **pipes) for _ in range(workers)]
     for process in processes:
         if process.stdout.readline() != "ready\n":
@@ -122,44 +162,36 @@ def forward(
     return sum(json.loads(process.communicate()[0])["images_per_s"] for process in processes)
 
 
-def prepare(folder: Path, photos: list[Path], network: str, images: int) -> tuple[Path, Path, Path]:
-    """A checkpoint, tar shards of 100 photos each, and the same photos as files."""
-    from birder_ray.testing import tiny_checkpoint
+def score(
+    folder: Path, checkpoint: Path, source: dict[str, Any], told: argparse.Namespace, pss: bool = False
+) -> Figures:
+    """A run in a process of its own, into `folder`/out; first output: the first commit, from the start of the process.
 
-    models, tars, flat = folder / "models", folder / "tars", folder / "flat" / "any"
-    for each in (models, tars, flat):
-        each.mkdir(parents=True)
-    checkpoint = models / f"{network}_bench.pt"
-    classes, size = NETWORKS[network]
-    tiny_checkpoint(str(checkpoint), network=network, num_classes=classes, size=size)
-    for start in range(0, images, 100):
-        with tarfile.open(tars / f"bench-{start // 100:06d}.tar", "w") as tar:
-            for number in range(start, min(start + 100, images)):
-                photo = photos[number % len(photos)]
-                tar.add(photo, f"{number:06d}.jpg")
-                shutil.copyfile(photo, flat / f"{number:06d}.jpg")
-    return checkpoint, tars, flat.parent
-
-
-def score(folder: Path, checkpoint: Path, tars: Path, told: argparse.Namespace) -> tuple[float, float, float]:
-    """images/s over the last two thirds of the units; seconds from the start to the first commit, and to the end."""
+    pss: see `PeakMemory`.
+    """
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     config = {
-        "source": str(tars),
+        "source": source,
         "model": str(checkpoint),
         "destination": str(out),
-        "compute": {"batch_size": told.batch_size, "unit_rows": UNIT_ROWS, "engine": told.engine},
+        "compute": {"batch_size": told.batch_size, "unit_rows": unit_rows(told.images), "engine": told.engine},
     }
     started = time.time()
-    _json([sys.executable, "-c", SCORE, json.dumps(config)])
-    wall = time.time() - started
-    commits = sorted(
-        (file.stat().st_mtime, json.loads(file.read_text())["rows"]) for file in (out / "_commits").iterdir()
-    )
-    steady = commits[len(commits) // 3 :]  # actors are still being added during the first third
-    rate = sum(rows for _, rows in steady[1:]) / (steady[-1][0] - steady[0][0])
-    return rate, commits[0][0] - started, wall
+    command = [sys.executable, "-c", SCORE, json.dumps(config)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    memory = PeakMemory(process.pid, pss)
+    output, errors = process.communicate()
+    wall, peaks = time.time() - started, memory.stop()
+    if process.returncode or json.loads(output.splitlines()[-1])["images"] != told.images:
+        sys.exit(f"{output}\n{errors[-3000:]}")
+    commits = [(file.stat().st_mtime, json.loads(file.read_text())["rows"]) for file in (out / "_commits").iterdir()]
+    return {RATE: steady_rate(commits), FIRST: min(commits)[0] - started, WALL: wall, **peaks}
+
+
+def unit_rows(images: int) -> int:
+    """As many as leave at least six units to take a rate from, and no batch short."""
+    return next((rows for rows in (128, 64, 32) if images >= 6 * rows), 16)
 
 
 def predict(folder: Path, flat: Path, options: list[str], told: argparse.Namespace) -> float:
@@ -180,27 +212,19 @@ def predict(folder: Path, flat: Path, options: list[str], told: argparse.Namespa
     return float(rates[-1])
 
 
-def _json(command: list[str]) -> dict:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
+def with_derived(found: Found, engine: str) -> Found:
+    """Also what follows from the rates of each round: the ceilings, and both runs of birder-predict as one."""
+    rates = {name: figures[RATE] for name, figures in found.items()}
+    starts = {"same engine": f"forward only, {engine}", "best engine": "forward only"}
+    ceilings = {f"ceiling, {name}": {RATE: [max(turn) for turn in _turns(rates, it)]} for name, it in starts.items()}
+    ours = {name: figures for name, figures in found.items() if name.startswith(OURS)}
+    both = [1 / sum(1 / rate for rate in turn) for turn in _turns(rates, "birder-predict")]
+    return ours | ceilings | found | ({"birder-predict, both for the same tables": {RATE: both}} if both else {})
 
 
-def report(found: dict[str, list[float]], told: argparse.Namespace) -> None:
-    middle = {name: statistics.median(values) for name, values in found.items()}
-    size = NETWORKS[told.network][1]
-    print(f"\n{told.images} photos, {told.network} at {size} px, {told.engine}, batch {told.batch_size}", end="")
-    print(f", {told.rounds} rounds, medians\n")
-    print("| | images/s | score is |\n|---|---|---|")
-    for name, value in middle.items():
-        if "(s)" not in name:
-            print(f"| {name} | {value:.1f} | {middle['score'] / value:.2f} x |")
-    if "predict: detection features" in middle:
-        both = 1 / sum(1 / value for name, value in middle.items() if name.startswith("predict"))
-        print(f"| predict: its two runs for the same tables | {both:.1f} | {middle['score'] / both:.2f} x |")
-    first, wall = middle["first commit (s)"], middle["wall (s)"]
-    print(f"\nfirst commit, of {UNIT_ROWS} photos, after {first:.1f} s, whole run {wall:.1f} s")
+def _turns(rates: dict[str, list[float]], start: str) -> list[tuple[float, ...]]:
+    """By round, the rates of the contestants whose names begin with `start`."""
+    return list(zip(*(values for name, values in rates.items() if name.startswith(start)), strict=True))
 
 
 if __name__ == "__main__":
