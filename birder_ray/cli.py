@@ -77,9 +77,10 @@ def plan(source: tuple[str, ...], overrides: tuple[str, ...], probing: bool, **t
         fate = "replaced" if config.run.overwrite else "refused "
         results.print(f"{fate} the output holds results of another recipe: {escape(found.differs)}")
     s = found.sizes
+    each = f"{s.gpus_per_actor:g} GPU" if s.gpus_per_actor else f"{s.inference_threads} threads and no GPU"
     results.print(
-        f"actors   here, without a GPU: {s.preprocess_actors} preprocess, {s.inference_actors} inference with "
-        f"{s.inference_threads} threads, batches of {s.batch_size or 'the best size'}"
+        f"actors   here: {s.preprocess_actors} preprocess, {s.inference_actors} inference with {each} each, batches of "
+        f"{s.batch_size or 'the best size'}"
     )
     if probing:
         from birder_ray.probe import probe
