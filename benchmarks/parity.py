@@ -95,10 +95,10 @@ def compare(
     samples = [Sample(photo.name, index, None, str(photo)) for index, photo in enumerate(photos)]
     chunk = Preprocess(spec)(Chunk("unit", "shard", 0, True, True, samples, [], data=data))
     outputs = OutputsConfig(predictions={"top_k": case.classes}, embeddings={}, features={"pooling": "mean"})
-    infer = Infer(ModelConfig(name=path), outputs, device="cpu")
-    assert infer.backbone.passes.count == 1 and chunk.images is not None
+    assert chunk.images is not None
     for batch_size in batch_sizes:
-        infer.batch_size = batch_size
+        infer = Infer(ModelConfig(name=path), outputs, device="cpu", batch_size=batch_size)
+        assert infer.backbone.passes.count == 1
         tables = infer(chunk).tables or {}
         found = {name: pa.ipc.open_stream(table).read_all() for name, table in tables.items()}
         order = _array(found["predictions"], "top_indices").astype(int)
