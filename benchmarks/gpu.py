@@ -31,7 +31,6 @@ from throughput import NETWORKS, SCORE
 from birder_ray.chunk import Chunk, InputSpec, Sample
 from birder_ray.config import ComputeConfig, ModelConfig, OutputsConfig
 from birder_ray.device import hardware, settle
-from birder_ray.gpu_decode import suits_gpu
 from birder_ray.infer import Infer
 from birder_ray.preprocess import Preprocess
 from birder_ray.testing import tiny_checkpoint
@@ -137,7 +136,7 @@ def undecoded(spec: InputSpec, encoded: list[bytes]) -> Iterator[Chunk]:
     """The same photos again and again, as JPEG: what the inference step gets with --decode-on gpu."""
     data = [encoded[number % len(encoded)] for number in range(ROWS)]
     blank = Chunk("unit", "shard", 0, True, True, _samples(), [], data=data)
-    chunk = Preprocess(spec, leave=suits_gpu)(blank)
+    chunk = Preprocess(spec, decode_on="gpu")(blank)
     while True:
         yield chunk
 

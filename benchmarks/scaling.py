@@ -35,7 +35,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.thirdparty_files import psutil
 
-from birder_ray import RunConfig, commit, pipeline, runtime, schema
+from birder_ray import RunConfig, collect, commit, pipeline, runtime, schema
 from birder_ray.chunk import Chunk
 from birder_ray.folder import Folder
 from birder_ray.tables import build, to_ipc
@@ -46,7 +46,7 @@ RATE = 400  # images/s of an actor that sleeps
 CHUNK_ROWS = 256  # as a long run on GPUs has them
 EMBEDDING, LEVELS = 2048, {"stage1": 96, "stage2": 384, "stage3": 768, "stage4": 1536}  # HGNet v2 B2
 LOGICAL_CPUS, STORE_BYTES = 8, 2**29  # of all nodes, as Ray starts a process for each; of a node, soon full
-KNEE, FULL, SAMPLE_S, WRITERS = 80, 85, 0.25, 4  # per cent, s, threads of the driver
+KNEE, FULL, SAMPLE_S = 80, 85, 0.25  # per cent, s
 THREADS = {"MainThread": "iterate", "birder-ray-write": "join, hash"}  # other Python ones are Ray Data's
 PROCESSES = {"driver": "#D55E00", "raylet, GCS": "#009E73", "workers": "#56B4E9", "machine": "black"}
 Row = dict[str, Any]
@@ -217,7 +217,7 @@ def row_of(point: Point, commits: list[tuple[float, Row]], samples: list[Row], t
         if first["at"] <= at <= inside[-1]["at"]:
             driver[part] += seconds / took
             driver["iterate" if part == "unpack" else "join, hash"] -= seconds / took
-    workers = {"read": 2 * point.decoders, "decode": point.decoders, "infer": point.actors, "write": WRITERS}
+    workers = {"read": 2 * point.decoders, "decode": point.decoders, "infer": point.actors, "write": collect._WRITERS}
     busy = {step: sum(record["seconds"].get(step, 0.0) for record in records) * rate / done[-1] for step in workers}
     size = sum(part["bytes"] for record in records for part in record["parts"].values()) / done[-1]
     return {
@@ -227,7 +227,7 @@ def row_of(point: Point, commits: list[tuple[float, Row]], samples: list[Row], t
         "driver's Python busy, %": 100 * python,
         "machine busy, %": 100 * processes["machine"] / os.cpu_count(),
         "most its Python could do, images/s": rate / python,
-        "most its writers could do, images/s": WRITERS * rate / writing,
+        "most its writers could do, images/s": collect._WRITERS * rate / writing,
         **{f"{process}, cores": processes[process] for process in PROCESSES},
         **{f"driver: {part}, µs/image": 1e6 * driver[part] / rate for part in sorted(driver)},
     }

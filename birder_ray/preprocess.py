@@ -1,7 +1,6 @@
 """The preprocessing step: a chunk's encoded images → pixels. Knows nothing of Ray."""
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torchvision.transforms.v2 import functional as F
 from birder_ray.chunk import Chunk, ErrorRow, InputSpec, Sample
 from birder_ray.decode import Decoder
 from birder_ray.errors import SampleError
+from birder_ray.gpu_decode import suits_gpu
 from birder_ray.schema import DECODE
 
 
@@ -19,16 +19,14 @@ class Preprocess:
     Args:
         spec: the input wanted.
         threads: torch's CPU threads, process-wide; None leaves them as they are.
-        leave: says of encoded bytes whether the inference step decodes them.
+        decode_on: gpu: JPEGs that suit one stay encoded, for the inference step to decode.
     """
 
-    def __init__(
-        self, spec: InputSpec, threads: int | None = None, leave: Callable[[bytes], bool] = lambda data: False
-    ):
+    def __init__(self, spec: InputSpec, threads: int | None = None, decode_on: str = "cpu"):
         if threads is not None:
             torch.set_num_threads(threads)
         self.spec = spec
-        self.leave = leave
+        self.decode_on = decode_on
         self.image = Decoder(spec).image
 
     def __call__(self, chunk: Chunk) -> Chunk:
@@ -46,7 +44,7 @@ class Preprocess:
         left: list[bytes] = []
         for sample, data in zip(chunk.samples, chunk.data, strict=True):
             try:
-                left.append(data if self.leave(data) else b"")
+                left.append(data if self.decode_on == "gpu" and suits_gpu(data) else b"")
                 if not left[-1]:
                     images.append(self.image(data))
                 samples.append(sample)

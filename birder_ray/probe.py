@@ -15,7 +15,6 @@ from birder_ray.backbone import resolve
 from birder_ray.chunk import Chunk
 from birder_ray.config import RunConfig, SourceConfig
 from birder_ray.errors import ConfigError
-from birder_ray.gpu_decode import suits_gpu
 from birder_ray.infer import Infer
 from birder_ray.plan import Work
 from birder_ray.preprocess import Preprocess
@@ -117,8 +116,7 @@ def probe(config: RunConfig, found: Preview) -> Probe | None:
     # All of it before anything is decoded: a reader that fetches ahead would get that time for nothing
     chunks = ceil(_IMAGES / _CHUNK_ROWS / min(_PLACES, len(found.work)))
     read, reading = _timed(chain.from_iterable(_read(each, config.source, chunks) for each in _apart(found.work)))
-    leave = {"leave": suits_gpu} if config.compute.decode_on == "gpu" else {}
-    preprocess = Preprocess(weights.input_spec(config.model), threads=1, **leave)
+    preprocess = Preprocess(weights.input_spec(config.model), threads=1, decode_on=config.compute.decode_on)
     list(map(preprocess, read[:1]))  # imports the decoders
     decoded, decoding = _timed(preprocess(replace(chunk, errors=[])) for chunk in read)
     errors = {error for chunk in (*read, *decoded) for error in chunk.errors}

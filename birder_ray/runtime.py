@@ -65,10 +65,9 @@ class _PreprocessActor:
         _end_at_once()
         with starting(DECODE, attempts, _actor_id()):
             with _uncollected():
-                from birder_ray.gpu_decode import suits_gpu
                 from birder_ray.preprocess import Preprocess
 
-            self.preprocess = Preprocess(spec, threads=1, **({"leave": suits_gpu} if decode_on == "gpu" else {}))
+            self.preprocess = Preprocess(spec, threads=1, decode_on=decode_on)
         self.attempts = attempts
         self.timeout_s = sample_timeout_s
 

@@ -55,7 +55,7 @@ def chunk(data: list[bytes]) -> Chunk:
 
 
 def left(data: list[bytes]) -> Chunk:
-    out = Preprocess(SPEC, leave=suits_gpu)(chunk(data))
+    out = Preprocess(SPEC, decode_on="gpu")(chunk(data))
     return Chunk.from_table(out.to_table())
 
 
