@@ -8,22 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from birder_ray.cli import app, main
+from birder_ray.cli import app
 from birder_ray.commit import Ledger, record_name
 from birder_ray.folder import Folder
 from birder_ray.testing import make_shards, tiny_checkpoint
 from tests.built import build
-
-
-def _main(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["birder-ray", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as exit_:
-        code = int(exit_.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
+from tests.command import birder_ray
 
 
 @pytest.fixture
@@ -54,7 +44,7 @@ def photos_dir(tmp_path) -> str:
 def test_a_mistake_is_one_plain_line_and_exit_code_2(monkeypatch, capsys, photos_dir, tmp_path, arguments, line):
     monkeypatch.chdir(tmp_path)
     told = [argument.replace("PHOTOS", photos_dir) for argument in arguments]
-    code, out, err = _main(monkeypatch, capsys, *told)
+    code, out, err = birder_ray(monkeypatch, capsys, *told)
     assert (code, out) == (2, "")
     assert line in err
     assert err.startswith("error: ") and err.count("\n") == 1
@@ -63,20 +53,20 @@ def test_a_mistake_is_one_plain_line_and_exit_code_2(monkeypatch, capsys, photos
 def test_a_failed_check_is_exit_code_1(monkeypatch, capsys, tmp_path):
     folder = Folder(str(tmp_path))
     build(folder, {"a.tar": 5})
-    assert _main(monkeypatch, capsys, "verify", str(tmp_path))[0] == 0
+    assert birder_ray(monkeypatch, capsys, "verify", str(tmp_path))[0] == 0
     next((tmp_path / "embeddings").iterdir()).unlink()
-    code, out, err = _main(monkeypatch, capsys, "verify", str(tmp_path))
+    code, out, err = birder_ray(monkeypatch, capsys, "verify", str(tmp_path))
     assert (code, out) == (1, "")
     assert "missing" in err
 
 
 def test_status_and_plan_tell_how_far_a_run_is(monkeypatch, capsys, tmp_path, photos_dir):
     build(Folder(str(tmp_path / "out")), {"a.tar": 25}, finish=False)
-    code, out, _ = _main(monkeypatch, capsys, "status", str(tmp_path / "out"))
+    code, out, _ = birder_ray(monkeypatch, capsys, "status", str(tmp_path / "out"))
     assert code == 0
     assert "unfinished" in out and "1 of 1 done" in out and "24 scored, 2 quarantined" in out
     assert "slowest" in out and "pass between" not in out, "earlier records do not say how long chunks waited"
-    code, out, _ = _main(monkeypatch, capsys, "plan", photos_dir, "--model", "m", "-o", str(tmp_path / "new"))
+    code, out, _ = birder_ray(monkeypatch, capsys, "plan", photos_dir, "--model", "m", "-o", str(tmp_path / "new"))
     assert code == 0
     assert "1 shards" in out and "3 images" in out and "0 done, 1 to do" in out
     assert not (tmp_path / "new").exists(), "plan writes nothing"
@@ -92,7 +82,7 @@ def test_status_says_which_step_took_the_most_and_what_would_help(monkeypatch, c
     seconds = {"read": 0.1, "decode": 0.1, "infer": 0.1, "write": 0.1} | {step: 0.2, "wait": 4.0, "transfer": 0.5}
     folder.write_json(record_name(unit), folder.read_json(record_name(unit)) | {"seconds": seconds})
     folder.delete("_SUCCESS")
-    code, out, _ = _main(monkeypatch, capsys, "status", str(tmp_path))
+    code, out, _ = birder_ray(monkeypatch, capsys, "status", str(tmp_path))
     assert code == 0
     slowest, change = out.splitlines()[-2:]
     assert slowest == f"slowest  {step}: 18.2 of 45.5 ms of work per image; 409.1 ms pass between the steps"
@@ -103,7 +93,7 @@ def test_status_before_the_first_commit_names_no_step(monkeypatch, capsys, tmp_p
     folder = Folder(str(tmp_path))
     build(folder, {"a.tar": 5}, finish=False)
     Ledger(folder).erase(*Ledger(folder).units())
-    code, out, _ = _main(monkeypatch, capsys, "status", str(tmp_path))
+    code, out, _ = birder_ray(monkeypatch, capsys, "status", str(tmp_path))
     assert code == 0 and out.splitlines()[-1] == "seconds  0"
 
 

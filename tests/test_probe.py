@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from birder_ray import probe as module
-from birder_ray.cli import main
 from birder_ray.config import RunConfig
 from birder_ray.console import show_probe
 from birder_ray.decode import Decoder
@@ -24,6 +23,7 @@ from birder_ray.probe import Pace, Probe, probe
 from birder_ray.sizes import Hardware, choose_sizes
 from birder_ray.source.base import Shard
 from birder_ray.testing import make_images, make_shards
+from tests.command import birder_ray
 from tests.inprocess import score
 
 
@@ -227,25 +227,14 @@ def test_a_gpu_waits_for_as_many_decoders_as_it_takes(share, gpus, rate):
     assert slower.bottleneck == "decode" and slower.images_per_s <= 200 * slower.sizes.preprocess_actors
 
 
-def _main(monkeypatch, capsys, *arguments: str) -> tuple[int, list[str], str]:
-    monkeypatch.setattr(sys, "argv", ["birder-ray", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as exit_:
-        code = int(exit_.code or 0)
-    out, err = capsys.readouterr()
-    return code, out.splitlines(), err
-
-
 def test_the_command_line_tells(tars, model, tmp_path, monkeypatch, capsys):
     photo = Path(tmp_path, "bad.jpg")
     photo.write_bytes(make_images(1)[0][:-700])
-    code, lines, _ = _main(
+    code, out, _ = birder_ray(
         monkeypatch, capsys, "plan", tars, str(photo), "--model", model, "-o", str(tmp_path / "out"), "--probe"
     )
     assert code == 0
-    lines = [line for line in lines if "other programs" not in line]
+    lines = [line for line in out.splitlines() if "other programs" not in line]
     labels = [line[:9].rstrip() for line in lines]
     assert labels == ["source", "units", "actors", "probe", "read", "decode", "infer", "predict", "whole"]
     told = dict(zip(labels, lines, strict=True))
@@ -269,18 +258,19 @@ def test_a_pipeline_file_does_as_well(tars, model, tmp_path, monkeypatch, capsys
     score(config)
     file = tmp_path / "job.yaml"
     file.write_text(f"source: {tars}\nmodel: {model}\ndestination: {tmp_path / 'out'}\n")
-    code, lines, _ = _main(monkeypatch, capsys, "plan", str(file), "--probe")
-    assert code == 0 and lines[-1] == "probe    nothing is left to do, so nothing was measured"
-    code, lines, _ = _main(
+    code, out, _ = birder_ray(monkeypatch, capsys, "plan", str(file), "--probe")
+    assert code == 0 and out.splitlines()[-1] == "probe    nothing is left to do, so nothing was measured"
+    code, out, _ = birder_ray(
         monkeypatch, capsys, "plan", str(file), "--probe", "--set", f"destination={tmp_path}/other", "--set",
         "source.limit=20",
     )  # fmt: skip
-    assert code == 0 and lines[-1].startswith("whole ") and lines[-1].endswith("for 20 images")
+    last = out.splitlines()[-1]
+    assert code == 0 and last.startswith("whole ") and last.endswith("for 20 images")
 
 
 def test_no_gpu_where_one_is_asked_for(tars, model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    code, _, err = _main(
+    code, _, err = birder_ray(
         monkeypatch, capsys, "plan", tars, "--model", model, "-o", str(tmp_path / "out"), "--probe",
         "--gpus-per-actor", "1",
     )  # fmt: skip
