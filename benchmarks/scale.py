@@ -309,11 +309,22 @@ def _tables() -> list[dict[str, bytes]]:
 
 def child_commits(url: str, options: dict[str, Any], unit_rows: int, units: int) -> dict[str, Any]:
     """Collector and Ledger, fed as fast as they take it."""
+    from collections.abc import Sequence
+    from dataclasses import replace
+
     from birder_ray.chunk import Chunk, Sample
     from birder_ray.collect import Collector
     from birder_ray.commit import Ledger
     from birder_ray.folder import Folder
     from birder_ray.manifest import Recipe
+    from birder_ray.parts import Part, Parts
+    from birder_ray.scored import Scored, joined, look
+
+    class InHand:
+        writers = 4
+
+        def put(self, parts: Parts, chunks: Sequence[Scored]) -> dict[str, Part] | None:
+            return parts.write(joined([(chunk.block, chunk.row) for chunk in chunks]))
 
     tables = _tables()
     folder = Folder(url, options)
@@ -324,14 +335,20 @@ def child_commits(url: str, options: dict[str, Any], unit_rows: int, units: int)
 
     def call() -> None:
         written = Collector(
-            Ledger(folder), recipe, unit_rows, set(), lambda r: sizes.append(sum(p.bytes for p in r.parts.values()))
+            Ledger(folder),
+            recipe,
+            unit_rows,
+            InHand(),
+            set(),
+            lambda r: sizes.append(sum(p.bytes for p in r.parts.values())),
         )
         for number in range(units * per_unit):
             unit, at = divmod(number, per_unit)
             data = {name: bytes(bytearray(ipc)) for name, ipc in tables[number % DISTINCT_CHUNKS].items()}
             name = f"shard-0123456789ab-{unit:06d}"
             last = at == per_unit - 1
-            written.add(Chunk(name, "s", at, last, False, samples, [], {"infer": 0.1}, tables=data))
+            block = Chunk(name, "s", at, last, False, samples, [], {"infer": 0.1}, tables=data).to_table()
+            written.add(replace(look(block)[0], block=block))
         written.drain()
         written.close()
 

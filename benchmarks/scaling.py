@@ -3,8 +3,9 @@
     python benchmarks/scaling.py [--what actors units] [--json scaling.json] [--plots DIR] [--quick]
 
 The run is the real one, from reading tars of small JPEGs to commits; only the compute is made up: GPUs are logical, an
-actor sleeps for as long as its images would take and gives noise. All processes share this machine's cores, which those
-of a real fleet do not: the cores in use tell where it is the machine that ends a curve, not the pipeline.
+actor sleeps for as long as its images would take and gives noise. Parts are written by tasks, as on a cluster that
+writes to an object store. All processes share this machine's cores, which those of a real fleet do not: the cores in
+use tell where it is the machine that ends a curve, not the pipeline.
 
 Each point is a run with a Ray of its own. Throughput is the slope of committed rows over the last two thirds of the
 commits. Linear is so many times the first point; where units or tables are varied, the best point.
@@ -35,7 +36,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.thirdparty_files import psutil
 
-from birder_ray import RunConfig, collect, commit, pipeline, runtime, schema
+from birder_ray import RunConfig, arrivals, pipeline, runtime, schema
 from birder_ray.chunk import Chunk
 from birder_ray.folder import Folder
 from birder_ray.tables import build, to_ipc
@@ -46,8 +47,9 @@ RATE = 400  # images/s of an actor that sleeps
 CHUNK_ROWS = 256  # as a long run on GPUs has them
 EMBEDDING, LEVELS = 2048, {"stage1": 96, "stage2": 384, "stage3": 768, "stage4": 1536}  # HGNet v2 B2
 LOGICAL_CPUS, STORE_BYTES = 8, 2**29  # of all nodes, as Ray starts a process for each; of a node, soon full
+WRITERS = arrivals.Far(LOGICAL_CPUS).writers
 KNEE, FULL, SAMPLE_S = 80, 85, 0.25  # per cent, s
-THREADS = {"MainThread": "iterate", "birder-ray-write": "join, hash"}  # other Python ones are Ray Data's
+THREADS = {"MainThread": "iterate", "birder-ray-write": "commit"}  # other Python ones are Ray Data's
 PROCESSES = {"driver": "#D55E00", "raylet, GCS": "#009E73", "workers": "#56B4E9", "machine": "black"}
 Row = dict[str, Any]
 
@@ -125,23 +127,17 @@ def stand_ins(point: Point, meeting: str) -> tuple[type, type]:
 
 
 def child(point: Point, root: Path) -> None:
-    """Run it; note what the driver's threads are for, and when and on what some of them spent CPU seconds."""
-    threads, spent = {}, []
+    """Run it; note what the driver's threads are for."""
+    threads, create = {}, Folder.create
 
-    def timed(name: str, call: Callable[..., Any], *args: Any) -> Any:
-        begun = time.thread_time()
-        result = call(*args)
-        spent.append((time.time(), name, time.thread_time() - begun))
+    def noting(*told: Any) -> bool:
         for thread in threading.enumerate():
             threads[thread.native_id] = THREADS.get(thread.name.partition("_")[0], "Ray Data")
-        return result
+        return create(*told)
 
     (root / "met").mkdir()
     runtime._PreprocessActor, runtime._InferActor = stand_ins(point, str(root / "met"))
-    taken, encode, create = runtime._taken, commit.encode, Folder.create
-    runtime._taken = lambda *told: timed("unpack", taken, *told)
-    commit.encode = lambda *told: timed("encode", encode, *told)
-    Folder.create = lambda *told: timed("write", create, *told)
+    Folder.create, pipeline.Near = noting, lambda: arrivals.Far(LOGICAL_CPUS)
     cluster, count = Cluster(), max(1, point.nodes)
     node = {"num_cpus": LOGICAL_CPUS // count, "num_gpus": point.actors // count, "object_store_memory": STORE_BYTES}
     for told in [{**node, "num_cpus": 0, "num_gpus": 0}] * bool(point.nodes) + [node] * count:  # the first is the head
@@ -153,7 +149,7 @@ def child(point: Point, root: Path) -> None:
     pipeline.run(RunConfig(**paths, outputs=dict.fromkeys(point.tables), compute=compute))
     ray.shutdown()
     cluster.shutdown()
-    (root / "told.json").write_text(json.dumps({"threads": threads, "spent": spent}))
+    (root / "told.json").write_text(json.dumps(threads))
 
 
 def sample(driver: int) -> Row:
@@ -194,7 +190,7 @@ def measure(point: Point, made: Path, seconds: float) -> Row:
         shutil.rmtree(root)
 
 
-def row_of(point: Point, commits: list[tuple[float, Row]], samples: list[Row], told: Row) -> Row:
+def row_of(point: Point, commits: list[tuple[float, Row]], samples: list[Row], threads: dict[str, str]) -> Row:
     """The figures of a point over its steady commits."""
     times, records = zip(*commits, strict=True)
     done = list(accumulate(record["rows"] for record in records))
@@ -210,24 +206,19 @@ def row_of(point: Point, commits: list[tuple[float, Row]], samples: list[Row], t
         return used
 
     for each in samples:
-        each["threads"] = {(told["threads"].get(str(t), "Ray core"), t): s for t, s in each["threads"].items()}
+        each["threads"] = {(threads.get(str(t), "Ray core"), t): s for t, s in each["threads"].items()}
     processes, driver = cores("processes"), cores("threads")
-    python, writing = driver["iterate"] + driver["Ray Data"], driver["join, hash"]
-    for at, part, seconds in told["spent"]:
-        if first["at"] <= at <= inside[-1]["at"]:
-            driver[part] += seconds / took
-            driver["iterate" if part == "unpack" else "join, hash"] -= seconds / took
-    workers = {"read": 2 * point.decoders, "decode": point.decoders, "infer": point.actors, "write": collect._WRITERS}
-    busy = {step: sum(record["seconds"].get(step, 0.0) for record in records) * rate / done[-1] for step in workers}
+    python = driver["iterate"] + driver["commit"] + driver["Ray Data"]
+    most = {"read": 2 * point.decoders, "decode": point.decoders, "infer": point.actors, "write": WRITERS}
+    busy = {step: sum(record["seconds"].get(step, 0.0) for record in records) * rate / done[-1] for step in most}
     size = sum(part["bytes"] for record in records for part in record["parts"].values()) / done[-1]
     return {
         "images/s": rate,
         "MB/s": rate * size / 1e6,
-        **{f"{step} busy, %": 100 * busy[step] / count for step, count in workers.items()},
+        **{f"{step} busy, %": 100 * busy[step] / count for step, count in most.items()},
         "driver's Python busy, %": 100 * python,
         "machine busy, %": 100 * processes["machine"] / os.cpu_count(),
         "most its Python could do, images/s": rate / python,
-        "most its writers could do, images/s": collect._WRITERS * rate / writing,
         **{f"{process}, cores": processes[process] for process in PROCESSES},
         **{f"driver: {part}, µs/image": 1e6 * driver[part] / rate for part in sorted(driver)},
     }

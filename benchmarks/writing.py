@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from birder_ray.commit import encode
+from birder_ray.parts import encode
 from birder_ray.schema import EMBEDDINGS, FEATURES, OUTPUT_TABLES, PREDICTIONS
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from birder_ray import deep as contents
 from birder_ray import manifest as manifests
 from birder_ray.check import Check, Finding, hashes_of
-from birder_ray.commit import CLASSES, SUCCESS, Ledger, Record, part_name, record_name
+from birder_ray.commit import CLASSES, SUCCESS, Ledger, Record, record_name
 from birder_ray.errors import ConfigError
 from birder_ray.folder import Folder
+from birder_ray.parts import part_name
 from birder_ray.plan import split_name, unit_name, unit_prefix
 from birder_ray.schema import ERRORS, OUTPUT_TABLES, WHOLE_SHARD
 from birder_ray.source.base import Shard

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pandas.util import hash_array
 
-from birder_ray.commit import Ledger, Record, part_name
+from birder_ray.commit import Ledger, Record
 from birder_ray.deep import Content, shape
 from birder_ray.errors import ConfigError, VerifyFailed
 from birder_ray.manifest import Recipe
+from birder_ray.parts import part_name
 from birder_ray.plan import split_name
 from birder_ray.schema import ERRORS, KEY_FIELDS, WHOLE_SHARD, part_metadata
 from birder_ray.totals import Totals

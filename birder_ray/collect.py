@@ -1,30 +1,38 @@
 """The write step: chunks come in any order, complete units go out to the ledger, several at a time."""
 
-import os
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pyarrow as pa
 
-from birder_ray.chunk import Chunk
 from birder_ray.commit import Ledger, Record
 from birder_ray.errors import BirderRayError, RunFailed
 from birder_ray.manifest import Recipe
+from birder_ray.parts import Part, Parts
 from birder_ray.schema import ERRORS_SCHEMA, WHOLE_SHARD
+from birder_ray.scored import Scored
 from birder_ray.storage import redact
 
-_WRITERS = min(8, max(4, os.cpu_count() or 1))
-"""Units written at once: they wait for storage, and encoding takes 150 µs of a core per image (HGNet v2 B2)."""
+
+class Writer(Protocol):
+    """Who writes parts, `writers` units at once."""
+
+    writers: int
+
+    def put(self, parts: Parts, chunks: Sequence[Scored]) -> dict[str, Part] | None:
+        """`Parts.write` with the rows of `chunks`."""
+        ...
 
 
 @dataclass
 class _Pending:
-    chunks: dict[int, Chunk] = field(default_factory=dict)
+    chunks: dict[int, Scored] = field(default_factory=dict)
     total: int | None = None
 
-    def add(self, chunk: Chunk) -> bool:
+    def add(self, chunk: Scored) -> bool:
         """Whether the unit is complete now."""
         self.chunks[chunk.number] = chunk
         if chunk.last:
@@ -36,7 +44,7 @@ class Collector:
     """Puts units together and commits them.
 
     Args:
-        leftovers: names of parts that stood before the run.
+        writer: of the parts. leftovers: names of those that stood before the run.
         on_commit: called after each commit, in the thread that calls `add` or `drain`.
     """
 
@@ -45,20 +53,22 @@ class Collector:
         ledger: Ledger,
         recipe: Recipe,
         unit_rows: int,
+        writer: Writer,
         leftovers: Container[str],
         on_commit: Callable[[Record], None],
     ):
         self.ledger = ledger
         self.recipe = recipe
         self.unit_rows = unit_rows
+        self.writer = writer
         self.leftovers = leftovers
         self.on_commit = on_commit
         self.pending: dict[str, _Pending] = {}
         self.writing: list[Future[Record]] = []
         self.committed = 0
-        self.pool = ThreadPoolExecutor(_WRITERS, "birder-ray-write")
+        self.pool = ThreadPoolExecutor(writer.writers, "birder-ray-write")
 
-    def add(self, chunk: Chunk) -> None:
+    def add(self, chunk: Scored) -> None:
         """Take a scored chunk; commits its unit if that is complete.
 
         Raises:
@@ -68,7 +78,7 @@ class Collector:
         if not unit.add(chunk):
             return
         del self.pending[chunk.unit]
-        self._settle(at_most=_WRITERS - 1)
+        self._settle(at_most=self.writer.writers - 1)
         self.writing.append(self.pool.submit(self._write, [unit.chunks[n] for n in sorted(unit.chunks)]))
         if self.committed == 0:
             self.drain()  # what the first commit sets in motion comes before the second
@@ -93,29 +103,25 @@ class Collector:
             self.committed += 1
             self.on_commit(record)
 
-    def _write(self, chunks: list[Chunk]) -> Record:
+    def _write(self, chunks: list[Scored]) -> Record:
         unit, shard, end = chunks[0].unit, chunks[0].shard, chunks[-1].end
         failed = [error for chunk in chunks for error in chunk.errors]
         failed.sort(key=lambda error: (error.index == WHOLE_SHARD, error.index))  # the shard's own row comes last
         errors = pa.Table.from_pylist([{"shard": shard, **vars(error)} for error in failed], ERRORS_SCHEMA)
         damaged = bool(failed) and failed[-1].index == WHOLE_SHARD
-        samples = sum(len(chunk.samples) + len(chunk.errors) for chunk in chunks)
+        images = sum(chunk.images for chunk in chunks)
         return self.ledger.write(
             unit,
             shard,
             self.recipe,
-            {name: _joined(name, chunks) for name in self.recipe.tables},
+            images,
             errors,
+            lambda parts: self.writer.put(parts, chunks),
             end=end,
-            limited=not end and not damaged and samples < self.unit_rows,
+            limited=not end and not damaged and images + len(failed) < self.unit_rows,
             damaged=damaged,
             seconds=sum((Counter(chunk.seconds) for chunk in chunks), Counter()),
             bytes_read=sum(chunk.bytes_read for chunk in chunks),
-            engines=sum((Counter({chunk.engine: len(chunk.samples)}) for chunk in chunks if chunk.engine), Counter()),
+            engines=sum((Counter({chunk.engine: chunk.images}) for chunk in chunks if chunk.engine), Counter()),
             leftovers=self.leftovers,
         )
-
-
-def _joined(table: str, chunks: list[Chunk]) -> pa.Table:
-    assert all(chunk.tables is not None for chunk in chunks), "collect follows infer"
-    return pa.concat_tables(pa.ipc.open_stream(chunk.tables[table]).read_all() for chunk in chunks if chunk.tables)

@@ -8,7 +8,6 @@ Every one of these writes creates its file, or replaces the very version that st
 a run that was paused, lost its lock and woke up again cannot write over what the new owner wrote.
 """
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -18,33 +17,20 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from birder_ray.errors import ConfigError, RunFailed
 from birder_ray.folder import Folder, to_json
 from birder_ray.manifest import Recipe, now
+from birder_ray.parts import Part, Parts, part_name
 from birder_ray.schema import ERRORS, OUTPUT_TABLES, part_metadata
 
 COMMITS = "_commits"
 SUCCESS = "_SUCCESS"
 CLASSES = "classes.parquet"
-_DICTIONARY_COLUMNS = ["shard", "label", "prediction", "top_classes.list.element", "step", "error_type"]
-_ZSTD_LEVEL = 1
-"""Higher ones take up to six times as long; features come out at most one percent smaller, embeddings even larger."""
-
 _READERS = 32
 _READ_AT_ONCE = 4096
 _ATTEMPTS = 5
 _UNIT_FILE = re.compile(r"(.+-[0-9a-f]{12}-\d{6,})\.(json|parquet)")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One file of a unit."""
-
-    rows: int
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -81,40 +67,9 @@ class Record:
         return cls(**{**value, "parts": {table: Part(**part) for table, part in value["parts"].items()}})
 
 
-def part_name(table: str, unit: str) -> str:
-    """Path of a part in the destination."""
-    return f"{table}/{unit}.parquet"
-
-
 def record_name(unit: str) -> str:
     """Path of a commit record in the destination."""
     return f"{COMMITS}/{unit}.json"
-
-
-def encode(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
-    """`table` as a Parquet file with key-value `metadata`. What its encodings save and cost: docs/writing.md."""
-    told = {key.encode(): value.encode() for key, value in metadata.items()}
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **told})
-    leaves = {}
-    for column in table.schema:
-        listed = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
-        path = f"{column.name}.list.element" if listed else column.name
-        leaves[path] = column.type.value_type if listed else column.type
-    # Signs and exponents repeat, mantissas do not: apart, in streams of their own, the former compress well. float16 is
-    # left as it is: DuckDB cannot read it split, and it would gain nothing.
-    floats = {path: "BYTE_STREAM_SPLIT" for path, kind in leaves.items() if pa.types.is_float32(kind)}
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        compression_level=_ZSTD_LEVEL,
-        use_dictionary=[path for path in _DICTIONARY_COLUMNS if path in leaves],
-        column_encoding=floats,
-        # The least and the greatest of all values in a column of vectors tell a reader nothing
-        write_statistics=[path for path in leaves if path in table.schema.names],
-    )
-    return sink.getvalue().to_pybytes()
 
 
 class Ledger:
@@ -191,8 +146,9 @@ class Ledger:
         unit: str,
         shard: str,
         recipe: Recipe,
-        tables: Mapping[str, pa.Table],
+        rows: int,
         errors: pa.Table,
+        put: Callable[[Parts], dict[str, Part] | None],
         *,
         end: bool,
         limited: bool,
@@ -205,26 +161,28 @@ class Ledger:
         """Write the parts of a unit, then its record.
 
         Args:
-            tables: the output tables, with the same rows in the same order.
-            errors: rows of the errors table. Of a table without rows no file is written.
+            rows: of each output table. errors: rows of the errors table. Of a table without rows no file is written.
+            put: calls `Parts.write`, wherever the output tables are.
             leftovers: names of parts that stood before the run; one that this attempt does not write is deleted.
 
         Raises:
-            AssertionError: the tables do not hold the same samples. LockHeld: the destination has another owner.
+            LockHeld: the destination has another owner. RunFailed: files of this unit keep being written by another.
         """
         started = time.perf_counter()
-        keys = [table.column("sample") for table in tables.values()]
-        assert all(key.equals(keys[0]) for key in keys), f"{unit}: the tables disagree on their samples"
-        parts = {}
-        for name, table in [*tables.items(), (ERRORS, errors)]:
-            if table.num_rows == 0:
-                if part_name(name, unit) in leftovers:
-                    self.discard(part_name(name, unit))
-                continue
-            data = encode(table, part_metadata(recipe.part(name), unit))
-            self._put(part_name(name, unit), data, unit)
-            parts[name] = Part(table.num_rows, len(data), hashlib.sha256(data).hexdigest())
-        rows = len(keys[0])
+        made = [*(recipe.tables if rows else ()), *([ERRORS] if errors.num_rows else ())]
+        for table in {*recipe.tables, ERRORS}.difference(made):
+            if part_name(table, unit) in leftovers:
+                self.discard(part_name(table, unit))
+        metadata = {table: part_metadata(recipe.part(table), unit) for table in made}
+        names = [part_name(table, unit) for table in made]
+        for attempt in range(_ATTEMPTS):
+            versions = self._standing(unit, [name for name in names if attempt or name in leftovers])
+            parts = put(Parts(self.folder, self.fence, unit, metadata, errors, versions))
+            if parts is not None:
+                break
+        else:
+            raise RunFailed(f"{unit}: another process keeps writing its parts")
+        assert all(part.rows == (errors.num_rows if table == ERRORS else rows) for table, part in parts.items()), unit
         record = Record(
             unit=unit,
             shard=shard,
@@ -241,20 +199,26 @@ class Ledger:
             engines=dict(engines),
             finished=now(),
         )
-        self._put(record_name(unit), to_json(asdict(record)), unit)
+        self._put(record_name(unit), to_json(asdict(record)))
         return record
 
-    def _put(self, name: str, data: bytes, unit: str) -> None:
-        """Write a file of `unit`. What stands there is of an attempt that a crash, or a new owner, cut short."""
+    def _standing(self, unit: str, names: Iterable[str]) -> dict[str, str]:
+        """Versions of those files of a unit that are there, of an attempt that a crash, or a new owner, cut short. They
+        are looked at before the fence: whoever owns the lock later writes other versions."""
+        versions = {name: version for name in names if (version := self.folder.version(name)) is not None}
+        if versions and self.folder.exists(record_name(unit)):
+            # That attempt came to its record after all, which is about to be no longer true
+            self.discard(record_name(unit))
+        return versions
+
+    def _put(self, name: str, data: bytes) -> None:
+        """Write a record. What stands there is of an attempt that lost the lock."""
         for _ in range(_ATTEMPTS):
             self.fence()
             if self.folder.create(name, data):
                 return
-            # Looked at before the fence: whoever owns the lock later writes other versions
-            version, late = self.folder.version(name), self.folder.exists(record_name(unit))
+            version = self.folder.version(name)
             self.fence()
-            if late:  # that attempt came to its record after all, which is about to be no longer true
-                self.folder.delete(record_name(unit))
             if version is not None and self.folder.replace(name, data, version):
                 return
         raise RunFailed(f"{name}: another process keeps writing it")

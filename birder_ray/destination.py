@@ -6,11 +6,12 @@ from dataclasses import asdict
 
 from birder_ray import manifest as manifests
 from birder_ray.classes import classes_table
-from birder_ray.commit import CLASSES, COMMITS, SUCCESS, Ledger, encode, part_name, record_name
+from birder_ray.commit import CLASSES, COMMITS, SUCCESS, Ledger, record_name
 from birder_ray.config import RunConfig
 from birder_ray.errors import ConfigError
 from birder_ray.folder import to_json
 from birder_ray.manifest import MANIFEST, ModelFacts, Recipe, now
+from birder_ray.parts import encode, part_name
 from birder_ray.plan import Plan
 from birder_ray.schema import ERRORS, OUTPUT_TABLES, part_metadata
 from birder_ray.source.base import Shard

@@ -47,6 +47,11 @@ class Folder:
         self.local = isinstance(self.fs, LocalFileSystem)
         self._s3 = "s3" in ((self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol)
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether every machine of a cluster sees the same files."""
+        return not self.local and "memory" not in self.fs.protocol
+
     def check(self) -> None:
         """Look whether the folder can be used at all.
 

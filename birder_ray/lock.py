@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 import uuid
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from birder_ray.errors import LockHeld
@@ -24,6 +25,18 @@ _NOBODY = {
 }
 
 
+@dataclass(frozen=True)
+class Fence:
+    """Raises LockHeld, when called, where the lock of `folder` does not bear `token` any more."""
+
+    folder: Folder
+    token: str
+
+    def __call__(self) -> None:
+        if _owner(self.folder).get("token") != self.token:
+            raise LockHeld(f"{redact(self.folder.url)}: another run took over while this one was silent; it stops here")
+
+
 class Lock:
     """Context manager that owns `_lock.json` of a destination while it is entered.
 
@@ -37,6 +50,7 @@ class Lock:
     def __init__(self, folder: Folder):
         self.folder = folder
         self.token = uuid.uuid4().hex
+        self.fence = Fence(folder, self.token)
         self.taken_from: str | None = None
         self.lost = False
         self._stop = threading.Event()
@@ -54,7 +68,7 @@ class Lock:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join()
-        if not self.lost and self._owner().get("token") == self.token:
+        if not self.lost and _owner(self.folder).get("token") == self.token:
             self.folder.delete(LOCK)
 
     def _content(self) -> bytes:
@@ -67,22 +81,9 @@ class Lock:
         }
         return json.dumps(owner).encode()
 
-    def _owner(self) -> dict[str, str]:
-        try:
-            owner = self.folder.read_json(LOCK)
-        except FileNotFoundError:
-            return {}
-        except ValueError:
-            return _NOBODY
-        try:
-            datetime.fromisoformat(owner["time"]).timestamp(), int(owner["pid"])
-            return {name: str(owner[name]) for name in _NOBODY}
-        except (TypeError, KeyError, ValueError):
-            return _NOBODY
-
     def _take_over(self) -> bool:
         """Whether the lock is ours now. Raises LockHeld where its owner is alive."""
-        version, owner = self.folder.version(LOCK), self._owner()
+        version, owner = self.folder.version(LOCK), _owner(self.folder)
         if version is None or not owner:
             return False  # let go of meanwhile
         who = f"{owner['host']} (pid {owner['pid']})"
@@ -103,23 +104,36 @@ class Lock:
     def _beats(self, owner: dict[str, str]) -> bool:
         """Whether a lock that looks old is alive all the same: its owner's clock may be slow."""
         time.sleep(2 * BEAT_S)
-        return self._owner() not in ({}, owner)
+        return _owner(self.folder) not in ({}, owner)
 
     def check(self) -> None:
         """Raises LockHeld where the lock is not ours any more."""
-        if self.lost or self._owner().get("token") != self.token:
-            raise LockHeld(f"{redact(self.folder.url)}: another run took over while this one was silent; it stops here")
+        self.fence()
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
             try:
                 version = self.folder.version(LOCK)
-                if version is None or self._owner().get("token") != self.token:
+                if version is None or _owner(self.folder).get("token") != self.token:
                     self.lost = True
                     return
                 self.folder.replace(LOCK, self._content(), version)
             except Exception:
                 continue  # storage is away for a moment, with an exception of its own kind; the next beat tells
+
+
+def _owner(folder: Folder) -> dict[str, str]:
+    try:
+        owner = folder.read_json(LOCK)
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        return _NOBODY
+    try:
+        datetime.fromisoformat(owner["time"]).timestamp(), int(owner["pid"])
+        return {name: str(owner[name]) for name in _NOBODY}
+    except (TypeError, KeyError, ValueError):
+        return _NOBODY
 
 
 def _now() -> str:

@@ -7,8 +7,9 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 from birder_ray import runtime
-from birder_ray.chunk import Chunk, InputSpec
-from birder_ray.collect import Collector
+from birder_ray.arrivals import Far, Near
+from birder_ray.chunk import InputSpec
+from birder_ray.collect import Collector, Writer
 from birder_ray.commit import SUCCESS, Ledger, Record
 from birder_ray.config import RunConfig
 from birder_ray.destination import Destination
@@ -20,6 +21,7 @@ from birder_ray.manifest import ModelFacts, Recipe
 from birder_ray.plan import Plan, make_plan, split_name, unit_name
 from birder_ray.progress import Meter, Observer, RunSummary
 from birder_ray.retries import is_transient
+from birder_ray.scored import Scored
 from birder_ray.session import session
 from birder_ray.sizes import choose_sizes
 from birder_ray.source import count_samples, list_shards
@@ -62,7 +64,7 @@ def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> R
     folder.check()
     with ExitStack() as stack:
         lock = stack.enter_context(Lock(folder))
-        ledger = Ledger(folder, lock.check)
+        ledger = Ledger(folder, lock.fence)
         if lock.taken_from:
             observer.notice(f"took over from a run that is gone: {lock.taken_from}")
         shards = list_shards(config.source)
@@ -91,9 +93,10 @@ def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> R
         if plan.work:
             ray = ray or stack.enter_context(session(config.compute.ray_address))
             sizes = choose_sizes(ray, config.compute, len(plan.work), plan.images)
-            sha256 = model.facts.weights_sha256
-            with closing(runtime.stream(plan.work, config, model.spec, sha256, sizes, lambda: stop.asked)) as chunks:
-                scoring.run(chunks, sizes.workers)
+            arrivals = Far(ray.cpus) if ray.shared and folder.everywhere else Near()
+            told = (config, model.spec, model.facts.weights_sha256, sizes, arrivals, lambda: stop.asked)
+            with closing(runtime.stream(plan.work, *told)) as chunks:
+                scoring.run(chunks, arrivals, sizes.workers)
         lock.check()
         totals = earlier.result() + scoring.totals
         scoring.judge(at_least=1)
@@ -143,16 +146,17 @@ class _Scoring:
         self.totals = Totals()
         self.meter = Meter(plan.samples, before=earlier.so_far.samples)
 
-    def run(self, chunks: Iterator[Chunk], workers: dict[str, int]) -> None:
+    def run(self, chunks: Iterator[Scored], writer: Writer, workers: dict[str, int]) -> None:
         """Commit every unit of the plan, or raise; what is complete when the run is stopped is committed all the same.
 
         Args:
-            workers: most workers at once, by step.
+            writer: of the rows of `chunks`. workers: most workers at once, by step.
         """
         self.meter.workers = workers
         self.place.begin(self.plan)
         ledger = self.place.ledger
-        collector = Collector(ledger, self.place.recipe, self.place.unit_rows, ledger.leftovers(), self._committed)
+        told = (self.place.recipe, self.place.unit_rows, writer, ledger.leftovers())
+        collector = Collector(ledger, *told, self._committed)
         self.observer.begin(self.meter)
         self.stop.in_flight = True
         try:

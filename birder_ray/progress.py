@@ -4,9 +4,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from birder_ray.chunk import Chunk
 from birder_ray.commit import Record
 from birder_ray.schema import INFER
+from birder_ray.scored import Scored
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,16 @@ class Meter:
     first: float | None = None
     latest: float = 0.0
 
-    def scored(self, chunk: Chunk) -> None:
+    def scored(self, chunk: Scored) -> None:
         self.latest = time.perf_counter()
         if self.first is None:
             self.first = self.latest - chunk.seconds.get(INFER, 0.0)
-        self.images += len(chunk.samples)
+        self.images += chunk.images
         self.errors += len(chunk.errors)
         self.error_types.update(error.error_type for error in chunk.errors)
         self.busy.update(chunk.seconds)
         if chunk.engine is not None:
-            self.engines[chunk.engine] += len(chunk.samples)
+            self.engines[chunk.engine] += chunk.images
 
     def committed(self, record: Record) -> None:
         self.latest = time.perf_counter()

@@ -16,6 +16,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from birder_ray.arrivals import Far, Near
 from birder_ray.chunk import Chunk, InputSpec
 from birder_ray.config import RunConfig
 from birder_ray.errors import BirderRayError, ConfigError, RunFailed
@@ -24,6 +25,7 @@ from birder_ray.guard import Attempt, AttemptBook, Key, Turns, guarded, starting
 from birder_ray.plan import Work
 from birder_ray.read import read_chunks
 from birder_ray.schema import DECODE, INFER, TRANSFER, WAIT
+from birder_ray.scored import Scored
 from birder_ray.sizes import Sizes
 
 logger = logging.getLogger(__name__)
@@ -147,12 +149,14 @@ def stream(
     spec: InputSpec,
     weights_sha256: str,
     sizes: Sizes,
+    arrivals: Near | Far,
     stopping: Callable[[], bool],
-) -> Generator[Chunk, None, None]:
+) -> Generator[Scored, None, None]:
     """Scored chunks of `work`, in whatever order they are ready.
 
     Args:
         spec: what an input image must look like. weights_sha256: the weights every actor must load.
+        arrivals: how the driver gets at what is scored.
         stopping: looked at after each chunk; once it is true, no further unit is begun.
 
     Raises:
@@ -211,12 +215,12 @@ def stream(
         )
     )
     try:
-        for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        blocks = (entry.ref for bundle in chain.iter_internal_ref_bundles() for entry in bundle.blocks)
+        for chunk in arrivals.heads(blocks):
             if stopping() and not told:
                 attempts.stop()
                 told = True
-            for row in range(block.num_rows):
-                yield _taken(block, row)
+            yield chunk
     except BirderRayError:
         raise
     except Exception as error:

@@ -50,7 +50,7 @@ def session(address: str | None) -> Iterator[Hardware]:
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus, gpus, memory = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU", "memory"))
-        yield Hardware(sum(cpus), sum(gpus), max(cpus), max(gpus), sum(memory))
+        yield Hardware(sum(cpus), sum(gpus), max(cpus), max(gpus), sum(memory), attached or address is not None)
     finally:
         if not attached:
             ray.shutdown()

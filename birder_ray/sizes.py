@@ -50,13 +50,18 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a cluster has, in Ray's logical resources: in all, and on its largest node; memory in bytes, in all."""
+    """What a cluster has, in Ray's logical resources: in all, and on its largest node; memory in bytes, in all.
+
+    Args:
+        shared: it is not a private one of this machine, so that it has, or may get, other machines.
+    """
 
     cpus: float
     gpus: float
     node_cpus: float
     node_gpus: float
     memory: float
+    shared: bool = False
 
 
 def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int, images: float = 0.0) -> Sizes:

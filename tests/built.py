@@ -2,19 +2,23 @@
 
 import hashlib
 import io
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from birder_ray.chunk import Chunk, ErrorRow, Sample
 from birder_ray.collect import Collector
-from birder_ray.commit import Ledger, encode, part_name, record_name
+from birder_ray.commit import Ledger, record_name
 from birder_ray.config import RunConfig
 from birder_ray.destination import Destination
 from birder_ray.folder import Folder
 from birder_ray.manifest import ModelFacts, Recipe
+from birder_ray.parts import Part, Parts, encode, part_name
 from birder_ray.plan import make_plan, unit_name
 from birder_ray.schema import READ, WHOLE_SHARD, embeddings_schema, features_schema, predictions_schema
+from birder_ray.scored import Scored, joined, look
 from birder_ray.source.base import Shard
 from birder_ray.totals import Totals
 
@@ -26,6 +30,20 @@ SCHEMAS = {
     "features": features_schema({"stage1": 2}, ("mean", "max", "std")),
 }
 FACTS = ModelFacts("tiny", "hgnet_v2_b0", "0" * 64, (64, 64))
+
+
+class InHand:
+    """Writes parts whose chunks carry their blocks."""
+
+    writers = 4
+
+    @staticmethod
+    def chunk(chunk: Chunk) -> Scored:
+        block = chunk.to_table()
+        return replace(look(block)[0], block=block)
+
+    def put(self, parts: Parts, chunks: Sequence[Scored]) -> dict[str, Part] | None:
+        return parts.write(joined([(chunk.block, chunk.row) for chunk in chunks]))
 
 
 def tables(shard: str, samples: list[Sample]) -> dict[str, bytes]:
@@ -118,13 +136,13 @@ def build(folder: Folder, shards: dict[str, int], finish: bool = True, **fields)
 
     units = set(plan.done)
     place.begin(plan)
-    collector = Collector(ledger, recipe, place.unit_rows, ledger.leftovers(), on_commit)
+    collector = Collector(ledger, recipe, place.unit_rows, InHand(), ledger.leftovers(), on_commit)
     try:
         for work in plan.work:
             name = work.shard.name
             for chunk in chunks(work.prefix, name, shards[name], frozenset({3}), damaged=name == listed[-1].name):
                 if work.todo(int(chunk.unit[-6:])):
-                    collector.add(chunk)
+                    collector.add(InHand.chunk(chunk))
         collector.drain()
     finally:
         collector.close()

@@ -14,6 +14,7 @@ from birder_ray.preprocess import Preprocess
 from birder_ray.read import read_chunks
 from birder_ray.source import list_shards
 from birder_ray.totals import Totals
+from tests.built import InHand
 
 
 def score(config: RunConfig) -> None:
@@ -36,11 +37,11 @@ def score(config: RunConfig) -> None:
         units.add(record.unit)
 
     place.begin(plan)
-    collector = Collector(ledger, recipe, place.unit_rows, ledger.leftovers(), committed)
+    collector = Collector(ledger, recipe, place.unit_rows, InHand(), ledger.leftovers(), committed)
     try:
         for work in plan.work:
             for chunk in read_chunks(work, config.source, 4):
-                collector.add(infer(preprocess(chunk)))
+                collector.add(InHand.chunk(infer(preprocess(chunk))))
         collector.drain()
     finally:
         collector.close()

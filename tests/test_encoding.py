@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from birder_ray.classes import classes_table
-from birder_ray.commit import encode
+from birder_ray.parts import encode
 from birder_ray.schema import ERRORS_SCHEMA, embeddings_schema, features_schema, part_metadata, predictions_schema
 
 ROWS, SIZE = 300, 24

@@ -5,10 +5,11 @@ import hashlib
 
 import pytest
 
-from birder_ray.commit import COMMITS, SUCCESS, Ledger, part_name
+from birder_ray.commit import COMMITS, SUCCESS, Ledger
 from birder_ray.errors import ConfigError, RunFailed, VerifyFailed
 from birder_ray.folder import Folder
 from birder_ray.manifest import MANIFEST
+from birder_ray.parts import part_name
 from birder_ray.schema import ERRORS_SCHEMA
 from birder_ray.verify import status, verify
 from tests.built import SCHEMAS, build
@@ -173,8 +174,9 @@ def test_a_redone_unit_without_rows_leaves_no_old_part(tmp_path):
     (unit,) = ledger.units()
     ledger.retract(unit)
     empty = {name: schema.empty_table() for name, schema in SCHEMAS.items()}
+    errors, leftovers = ERRORS_SCHEMA.empty_table(), ledger.leftovers()
     told = {"end": True, "limited": False, "damaged": False, "seconds": {}, "bytes_read": 0, "engines": {}}
-    ledger.write(unit, "a.tar", recipe, empty, ERRORS_SCHEMA.empty_table(), leftovers=ledger.leftovers(), **told)
+    ledger.write(unit, "a.tar", recipe, 0, errors, lambda parts: parts.write(empty), leftovers=leftovers, **told)
     assert ledger.leftovers() == set()
 
 

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pytest
 
 from birder_ray import folder as folders
-from birder_ray.commit import Ledger, part_name
+from birder_ray.commit import Ledger
 from birder_ray.errors import LockHeld, RunFailed
 from birder_ray.folder import Folder
 from birder_ray.manifest import Recipe
+from birder_ray.parts import part_name
 from birder_ray.schema import ERRORS_SCHEMA, PREDICTIONS
 from tests.built import FACTS, config
 
@@ -60,8 +61,8 @@ def _write(ledger: Ledger, who: str) -> None:
     errors = ERRORS_SCHEMA.empty_table()
     told = {"end": True, "limited": False, "damaged": False, "seconds": {}, "bytes_read": 0, "engines": {}}
     options = {**told, "leftovers": set()}
-    recipe = Recipe.of(config("/nowhere"), FACTS)
-    ledger.write(UNIT, "shard.tar", recipe, {PREDICTIONS: table}, errors, **options)
+    recipe = Recipe.of(config("/nowhere", outputs={PREDICTIONS: {}}), FACTS)
+    ledger.write(UNIT, "shard.tar", recipe, 2, errors, lambda parts: parts.write({PREDICTIONS: table}), **options)
 
 
 def _assert_whole(folder: Folder) -> None:

@@ -21,7 +21,7 @@ from birder_ray.read import read_chunks
 from birder_ray.sizes import Hardware
 from birder_ray.testing import make_shards
 from birder_ray.verify import verify
-from tests.built import FACTS, NAMES, ROWS, tables
+from tests.built import FACTS, NAMES, ROWS, InHand, tables
 from tests.results import table
 
 FIRST_SEED = int(os.environ.get("BIRDER_RAY_SEED", "0"))
@@ -41,13 +41,13 @@ def chance(monkeypatch):
 
     drawn = Chance()
 
-    def stream(work, config, spec, weights_sha256, sizes, stopping):
+    def stream(work, config, *_):
         chunks = [chunk for each in work for chunk in read_chunks(each, config.source, 4)]
         drawn.shuffle(chunks)
         for number, chunk in enumerate(chunks):
             if number >= drawn.lives:
                 raise Died
-            yield replace(chunk, data=None, tables=tables(chunk.shard, chunk.samples))
+            yield InHand.chunk(replace(chunk, data=None, tables=tables(chunk.shard, chunk.samples)))
 
     @contextmanager
     def session(address):
@@ -55,6 +55,7 @@ def chance(monkeypatch):
 
     monkeypatch.setattr(pipeline.runtime, "stream", stream)
     monkeypatch.setattr(pipeline, "session", session)
+    monkeypatch.setattr(pipeline, "Near", InHand)
     monkeypatch.setattr(pipeline, "_identify", lambda config: pipeline._Model(FACTS, None, NAMES))
     monkeypatch.setattr(os, "fsync", lambda file: None)
     return drawn

@@ -2,8 +2,9 @@
 
 import pytest
 
-from birder_ray.commit import Ledger, Part, Record, record_name
+from birder_ray.commit import Ledger, Record, record_name
 from birder_ray.folder import Folder
+from birder_ray.parts import Part
 from birder_ray.plan import UNITS_PER_TASK, make_plan, unit_name, unit_prefix
 from birder_ray.source.base import Shard
 

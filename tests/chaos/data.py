@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from birder_ray import pipeline
-from birder_ray.chunk import Chunk
 from birder_ray.config import RunConfig
 from birder_ray.folder import Folder
 from birder_ray.read import read_chunks
+from birder_ray.scored import Scored
 from birder_ray.sizes import Hardware
 from birder_ray.testing import make_images, make_shards
 from birder_ray.verify import verify
+from tests.built import InHand
 
 IMAGES, SHARDS, UNIT = 12, 3, 3
 FORMATS = ("tar", "images", "parquet")
@@ -101,18 +102,19 @@ def _write(format: str, folder: Path) -> int:
 def _without_ray() -> Iterator[None]:
     """The three steps one after another in this process: an undisturbed run that no fault can reach."""
 
-    def stream(work: Sequence[Any], config: RunConfig, spec: Any, *_: Any) -> Iterator[Chunk]:
+    def stream(work: Sequence[Any], config: RunConfig, spec: Any, *_: Any) -> Iterator[Scored]:
         from birder_ray.infer import Infer
         from birder_ray.preprocess import Preprocess
 
         preprocess, infer = Preprocess(spec), Infer(config.model, config.outputs, config.compute, batch_size=2)
         for each in work:
             for chunk in read_chunks(each, config.source, 32):
-                yield infer(preprocess(chunk))
+                yield InHand.chunk(infer(preprocess(chunk)))
 
     @contextmanager
     def session(*_: Any, **__: Any) -> Iterator[Hardware]:
         yield Hardware(2, 0, 2, 0, 16 * 1024**3)
 
-    with patch.object(pipeline.runtime, "stream", stream), patch.object(pipeline, "session", session):
+    stream_of, near = patch.object(pipeline.runtime, "stream", stream), patch.object(pipeline, "Near", InHand)
+    with stream_of, near, patch.object(pipeline, "session", session):
         yield

@@ -16,16 +16,17 @@ import numpy as np
 import pyarrow as pa
 
 from birder_ray import pipeline
-from birder_ray.chunk import Chunk
-from birder_ray.commit import SUCCESS, Ledger, part_name
+from birder_ray.commit import SUCCESS, Ledger
 from birder_ray.config import RunConfig
 from birder_ray.errors import BirderRayError, RunFailed, VerifyFailed
 from birder_ray.folder import Folder
 from birder_ray.lock import LOCK, STALE_S
+from birder_ray.parts import part_name
 from birder_ray.read import read_chunks
+from birder_ray.scored import Scored
 from birder_ray.sizes import Hardware
 from birder_ray.verify import verify
-from tests.built import FACTS, NAMES, ROWS, tables
+from tests.built import FACTS, NAMES, ROWS, InHand, tables
 from tests.chaos.outcome import Outcome, Wrong
 from tests.chaos.simulated import Attempt, Died, World, attempting, current, world
 from tests.chaos.stores import DiskFolder, ObjectStore
@@ -83,13 +84,13 @@ class _History:
 
     # -- the parts of a run that are replaced
 
-    def stream(self, work: Sequence[Any], config: RunConfig, *_: Any) -> Iterator[Chunk]:
+    def stream(self, work: Sequence[Any], config: RunConfig, *_: Any) -> Iterator[Scored]:
         attempt = current()
         ends = self.ends.get(attempt.pid, _Ends()) if attempt else _Ends()
         noise = attempt.noise if attempt else 0.0
         order = random.Random(f"{self.seed} {attempt.pid if attempt else 0}")
 
-        def chunks() -> Iterator[Chunk]:
+        def chunks() -> Iterator[Scored]:
             made = [chunk for each in work for chunk in read_chunks(each, config.source, 4)]
             order.shuffle(made)
             for number, chunk in enumerate(made):
@@ -97,7 +98,8 @@ class _History:
                     if attempt and ends.how is Died:
                         attempt.dead = True
                     raise ends.how("the stream ended")
-                yield replace(chunk, data=None, tables=_noisy(tables(chunk.shard, chunk.samples), noise))
+                scored = replace(chunk, data=None, tables=_noisy(tables(chunk.shard, chunk.samples), noise))
+                yield InHand.chunk(scored)
 
         return chunks()
 
@@ -112,6 +114,7 @@ class _History:
             for where, name, value in [
                 (pipeline.runtime, "stream", self.stream),
                 (pipeline, "session", session),
+                (pipeline, "Near", InHand),
                 (pipeline, "_identify", lambda config: pipeline._Model(FACTS, None, NAMES)),
                 (os, "fsync", lambda file: None),
             ]:
