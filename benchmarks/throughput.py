@@ -27,7 +27,7 @@ from photos import as_files, sources
 
 
 class Network(NamedTuple):
-    """As published, and so many images that birder-ray takes half a minute for them on two cores."""
+    """As published, and so many images that birder-ray takes about a minute for them on two cores."""
 
     title: str
     classes: int
@@ -36,7 +36,7 @@ class Network(NamedTuple):
 
 
 NETWORKS = {
-    "hgnet_v2_b2": Network("HGNet v2 B2", 368, 256, 1280),
+    "hgnet_v2_b2": Network("HGNet v2 B2", 368, 256, 2560),
     "hieradet_small": Network("HieraDet Small", 10_000, 384, 192),
     "efficientnet_lite0": Network("EfficientNet-Lite0", 1000, 224, 2560),
 }

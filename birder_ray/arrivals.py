@@ -46,9 +46,9 @@ class Far:
 
     def __init__(self, cpus: float):
         self.writers = min(32, max(4, int(cpus / 4)))
-        alike = {"num_cpus": 0, "max_retries": -1}  # small beside decoding, which has the cores
-        self._look: Callable[..., ray.ObjectRef] = ray.remote(**alike)(look).remote
-        self._write: Callable[..., ray.ObjectRef] = ray.remote(**alike)(_write).remote
+        task = ray.remote(num_cpus=0)  # small beside decoding, which has the cores
+        self._look: Callable[..., ray.ObjectRef] = task(look).remote
+        self._write: Callable[..., ray.ObjectRef] = task(_write).remote
 
     def heads(self, blocks: Iterable["ray.ObjectRef[pa.Table]"]) -> Iterator[Scored]:
         """The chunks in each of `blocks`, not all of them at once."""

@@ -1,0 +1,55 @@
+"""A run on a small cluster of its own: a head without CPUs, two workers. A script, since a process has one Ray.
+
+    python -m tests.cluster CONFIG [STEP]
+
+CONFIG is JSON. STEP: `lose` kills a worker, and adds another, once something is committed. Says, as JSON, which files
+the driver wrote itself, and how many units were committed when the worker was lost.
+"""
+
+import json
+import sys
+import threading
+import time
+
+import ray
+from ray.cluster_utils import Cluster
+
+from birder_ray import RunConfig, run
+from birder_ray.commit import COMMITS
+from birder_ray.folder import Folder
+
+NODE = {"num_cpus": 2, "object_store_memory": 128 * 1024**2, "include_dashboard": False}
+
+
+def main() -> None:
+    told = RunConfig(**json.loads(sys.argv[1]))
+    cluster = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0})
+    workers = [cluster.add_node(**NODE) for _ in range(2)]
+    cluster.wait_for_nodes()
+    written: list[str] = []
+    lost_at: list[int] = []
+    create = Folder.create
+
+    def noting(self: Folder, name: str, data: bytes) -> bool:
+        written.append(name)
+        return create(self, name, data)
+
+    def lose() -> None:
+        folder = Folder(told.destination, told.destination_options)
+        while not (committed := folder.names(COMMITS)):
+            time.sleep(0.2)
+        lost_at.append(len(committed))
+        cluster.remove_node(workers[0], allow_graceful=False)
+        cluster.add_node(**NODE)
+
+    Folder.create = noting  # type: ignore[method-assign]
+    if "lose" in sys.argv[2:]:
+        threading.Thread(target=lose, daemon=True).start()
+    summary = run(told.model_copy(update={"compute": told.compute.model_copy(update={"ray_address": cluster.address})}))
+    sys.stdout.write(json.dumps({"written": written, "lost_at": lost_at, "images": summary.images}) + "\n")
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
