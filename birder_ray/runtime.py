@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from birder_ray.arrivals import Far, Near
 from birder_ray.chunk import Chunk, InputSpec
@@ -173,7 +174,10 @@ def stream(
                 yield chunk.to_table()
 
     folder = Folder(config.destination, config.destination_options)
-    attempts = _RemoteAttempts(ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(AttemptBook).remote(folder))
+    # On the driver's machine, whose files it writes, and with which everything ends anyway
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    book = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(AttemptBook)
+    attempts = _RemoteAttempts(book.remote(folder))
     told = False
     infer_options = {
         "model": config.model,
