@@ -71,6 +71,7 @@ _JOB_OPTIONS = [
     _option("--stop-within-s", "run.stop_within_s"),
     _option("--sample-timeout-s", "run.sample_timeout_s"),
     _option("--overwrite", "run.overwrite", is_flag=True),
+    _option("--incremental", "run.incremental", is_flag=True),
     _option("--retry-errors", "run.retry_errors", is_flag=True),
 ]
 

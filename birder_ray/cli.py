@@ -1,5 +1,6 @@
 """The command line: arguments to a RunConfig, results to words. No logic of its own."""
 
+import json
 import os
 import sys
 from typing import Any
@@ -9,8 +10,9 @@ from rich.markup import escape
 
 from birder_ray.arguments import config_of, destination, job_options, pairs
 from birder_ray.config import RunConfig
-from birder_ray.console import ADVICE, Console, duration, fail, messages, results, show_probe, show_summary
+from birder_ray.console import ADVICE, Console, duration, fail, messages, results, show_probe, show_rerun, show_summary
 from birder_ray.errors import BirderRayError, ConfigError, VerifyFailed, printable
+from birder_ray.schema import ERRORS, OUTPUT_TABLES
 from birder_ray.stop import STOPPED, Stop
 
 
@@ -46,6 +48,43 @@ def score(source: tuple[str, ...], **told: Any) -> None:
 def run(pipeline: str, overrides: tuple[str, ...]) -> None:
     """Score as the file PIPELINE (YAML) says."""
     _run(RunConfig.from_yaml(pipeline, overrides))
+
+
+@app.command()
+@click.argument("pipeline")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a field, e.g. model.size=384")
+@click.option("--keep", type=click.IntRange(1), help="snapshots to keep [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="print what was done as JSON, for a scheduler")
+def rerun(pipeline: str, overrides: tuple[str, ...], keep: int | None, as_json: bool) -> None:
+    """Bring the output of PIPELINE up to date: score what is new or changed in its source, retire what has left it."""
+    from birder_ray.rerun import rerun as follow
+
+    config, console = RunConfig.from_yaml(pipeline, overrides), Console()
+    with Stop(config.run.stop_within_s, console.notice).on_signals() as stop:
+        done = follow(config, console, stop, keep)
+    if as_json:
+        click.echo(json.dumps(done.told(), ensure_ascii=False))
+    else:
+        show_rerun(done)
+
+
+@app.command()
+@destination
+@click.option("--at", help="date or time, UTC: list the parts of that state instead, one URL a line")
+@click.option("--table", type=click.Choice([*OUTPUT_TABLES, ERRORS]), default="predictions", help="with --at")
+def snapshots(dest: str, options: tuple[str, ...], at: str | None, table: str) -> None:
+    """List what DEST held and when; with --at, where the parts of a table as it was are now."""
+    from birder_ray import history
+    from birder_ray.folder import Folder
+
+    folder = Folder(dest, pairs("--option", options))
+    folder.check()
+    if at is not None:
+        click.echo("\n".join(history.files(folder, at, (table,))[table]))
+        return
+    for name in history.names(folder):
+        found = history.read(folder, name)
+        results.print(f"{name}  {found.samples:,} images of {len(found.inputs):,} shards, recipe {found.recipe}")
 
 
 @app.command()

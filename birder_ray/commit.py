@@ -25,6 +25,7 @@ from birder_ray.parts import Part, Parts, part_name
 from birder_ray.schema import ERRORS, OUTPUT_TABLES, part_metadata
 
 COMMITS = "_commits"
+RETIRED = "_retired"
 SUCCESS = "_SUCCESS"
 CLASSES = "classes.parquet"
 _READERS = 32
@@ -134,6 +135,24 @@ class Ledger:
     def retract(self, unit: str) -> None:
         """Undo a unit's commit; from here on it is to be done again. Its parts stay until they are overwritten."""
         self.discard(record_name(unit))
+
+    def retired(self) -> set[str]:
+        """Names of the units that were retired; those whose move was cut short are left out."""
+        return self._units(f"{RETIRED}/{COMMITS}", "json")
+
+    def retire(self, unit: str) -> None:
+        """Move a unit from the tables to where snapshots find it. Cut short at any moment, it is there or here."""
+        if unit not in self.retired():
+            names = [part_name(table, unit) for table in self.read(unit).parts]
+            for name in (*names, record_name(unit)):  # the record last, as in a commit
+                self.fence()
+                self.folder.copy(name, f"{RETIRED}/{name}")
+        self.erase(unit)
+
+    def forget(self, unit: str) -> None:
+        """Remove a retired unit, record first."""
+        for name in (record_name(unit), *(part_name(table, unit) for table in (*OUTPUT_TABLES, ERRORS))):
+            self.discard(f"{RETIRED}/{name}")
 
     def erase(self, unit: str) -> None:
         """Remove a unit, record first."""

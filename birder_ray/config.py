@@ -171,6 +171,7 @@ class RunOptions(_Block):
     """What this one invocation does with what is there already."""
 
     overwrite: bool = Field(False, description="replace the results of another recipe in the destination")
+    incremental: bool = Field(False, description="follow the source: score what is new, retire what has left it")
     retry_errors: bool = Field(False, description="redo the units that hold quarantined samples")
     max_error_rate: float = Field(
         0.5, ge=0, le=1, description="stop when more than this fraction of the samples is quarantined"

@@ -14,6 +14,7 @@ from birder_ray.schema import DECODE, INFER, READ
 
 if TYPE_CHECKING:
     from birder_ray.probe import Probe
+    from birder_ray.rerun import Rerun
 
 _LINE_EVERY_S = 60.0
 _BUSY = 0.8
@@ -116,6 +117,17 @@ def show_summary(summary: RunSummary) -> None:
         rows.append(("", f"what is in quarantine, and why: {summary.destination}/errors/*.parquet"))
     for name, text in rows:
         results.print(f"[bold]{name:<10}[/]{escape(text)}")
+
+
+def show_rerun(done: "Rerun") -> None:
+    """What a rerun found and did (standard output)."""
+    shards = done.changes
+    results.print(
+        f"[bold]{'source':<10}[/]{len(shards.new):,} shards new, {len(shards.changed):,} changed, "
+        f"{len(shards.retired):,} retired, {shards.unchanged:,} as they were"
+    )
+    results.print(f"[bold]{'snapshot':<10}[/]{done.snapshot}")
+    show_summary(done.summary)
 
 
 def show_probe(found: "Probe | None") -> None:

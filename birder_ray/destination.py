@@ -69,15 +69,16 @@ class Destination:
         """Refuse commits of inputs that the source does not hold any more.
 
         Raises:
-            ConfigError: there are some, and `overwrite` is not set.
+            ConfigError: there are some, and neither `overwrite` nor `incremental` is set.
         """
-        if self.replaces or self.config.run.overwrite:
+        if self.replaces or self.config.run.overwrite or self.config.run.incremental:
             return
         ours = [r for r in self.ledger.records(sorted(plan.foreign)) if r.recipe == self.recipe.key]
         if ours:
             raise ConfigError(
                 f"{redact(self.folder.url)} holds {len(ours)} units of inputs that changed or left the source since, "
-                f"e.g. {ours[0].shard}; choose another --output, or start over with --overwrite"
+                f"e.g. {ours[0].shard}; follow the source with birder-ray rerun or --incremental, choose another "
+                f"--output, or start over with --overwrite"
             )
 
     def begin(self, plan: Plan) -> None:
@@ -107,8 +108,13 @@ class Destination:
             totals: sums over the units in `counted`; those of the other units, which an earlier run with a higher
                 --limit left, are added to it.
         """
+        if plan.foreign and not self.adopted:  # from here on it does not hold what the manifest says
+            self._adopt()
         for unit in sorted(plan.foreign):
-            self.ledger.erase(unit)
+            if self.config.run.incremental and self.ledger.read(unit).recipe == self.recipe.key:
+                self.ledger.retire(unit)
+            else:
+                self.ledger.erase(unit)
         # Parts are listed before units: one that is committed meanwhile, by whoever, is no stray then
         parts = {table: self.ledger.parts(table) for table in (*OUTPUT_TABLES, ERRORS)}
         units = self.ledger.units()

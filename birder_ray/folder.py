@@ -194,6 +194,25 @@ class Folder:
         finally:
             os.close(folder)
 
+    def copy(self, name: str, to: str) -> None:
+        """Have the bytes of `name` under another name, too: no copy on a local disk, one by the server elsewhere."""
+        if not self.local:
+            retry(lambda: self.fs.cp_file(self.at(name), self.at(to)))
+            return
+        os.makedirs(os.path.dirname(self.at(to)), exist_ok=True)
+        try:
+            os.link(self.at(name), self.at(to))
+        except FileExistsError:
+            return  # of an attempt that was cut short
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+            self.write(to, self.read(name))
+
+    def where(self, name: str) -> str:
+        """URL of a file, as other programs open it."""
+        return self.at(name) if self.local else f"{self.url}/{name}"
+
     def read(self, name: str) -> bytes:
         """All bytes of `name`. Raises FileNotFoundError."""
         return read_whole(self.fs, self.at(name))

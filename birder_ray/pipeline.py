@@ -18,6 +18,7 @@ from birder_ray.folder import Folder
 from birder_ray.guard import ATTEMPTS
 from birder_ray.lock import Lock
 from birder_ray.manifest import ModelFacts, Recipe
+from birder_ray.metrics import Metrics
 from birder_ray.plan import Plan, make_plan, split_name, unit_name
 from birder_ray.progress import Meter, Observer, RunSummary
 from birder_ray.retries import is_transient
@@ -96,13 +97,18 @@ def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> R
             arrivals = Far(ray.cpus) if ray.shared and folder.everywhere else Near()
             told = (config, model.spec, model.facts.weights_sha256, sizes, arrivals, lambda: stop.asked)
             with closing(runtime.stream(plan.work, *told)) as chunks:
-                scoring.run(chunks, arrivals, sizes.workers)
+                scoring.run(chunks, arrivals, sizes.workers, Metrics(recipe.key) if ray.shared else None)
         lock.check()
         totals = earlier.result() + scoring.totals
         scoring.judge(at_least=1)
         place.finish(plan, totals, scoring.units)
         ledger.discard(ATTEMPTS)
         return scoring.summary(totals, time.perf_counter() - started)
+
+
+def recipe_of(config: RunConfig) -> Recipe:
+    """The recipe that a run of `config` would have. Raises ConfigError where the model cannot be found."""
+    return Recipe.of(config, _identify(config).facts)
 
 
 @dataclass(frozen=True)
@@ -144,15 +150,16 @@ class _Scoring:
         self.units = set(plan.done)
         self.ended: set[str] = set()
         self.totals = Totals()
+        self.metrics: Metrics | None = None
         self.meter = Meter(plan.samples, before=earlier.so_far.samples)
 
-    def run(self, chunks: Iterator[Scored], writer: Writer, workers: dict[str, int]) -> None:
+    def run(self, chunks: Iterator[Scored], writer: Writer, workers: dict[str, int], metrics: Metrics | None) -> None:
         """Commit every unit of the plan, or raise; what is complete when the run is stopped is committed all the same.
 
         Args:
-            writer: of the rows of `chunks`. workers: most workers at once, by step.
+            writer: of the rows of `chunks`. workers: most workers at once, by step. metrics: of a cluster, if any.
         """
-        self.meter.workers = workers
+        self.meter.workers, self.metrics = workers, metrics
         self.place.begin(self.plan)
         ledger = self.place.ledger
         told = (self.place.recipe, self.place.unit_rows, writer, ledger.leftovers())
@@ -165,6 +172,8 @@ class _Scoring:
                     self.lock.check()
                 self.meter.before = self.earlier.so_far.samples
                 self.meter.scored(chunk)
+                if metrics:
+                    metrics.scored(chunk)
                 collector.add(chunk)
                 self.judge(at_least=_JUDGED_AFTER)
                 self.observer.update()
@@ -187,6 +196,8 @@ class _Scoring:
     def _committed(self, record: Record) -> None:
         self.place.committed()
         self.meter.committed(record)
+        if self.metrics:
+            self.metrics.committed(record, self.meter)
         self.totals.add(record)
         self.units.add(record.unit)
         if record.end:
@@ -236,6 +247,7 @@ class _Scoring:
             total_units=totals.units,
             seconds=seconds,
             images_per_s=self.meter.images_per_s,
+            busy_s={step: round(seconds, 3) for step, seconds in self.meter.busy.items()},
             utilisation=self.meter.utilisation,
             error_types=dict(self.meter.error_types),
             engines=dict(self.meter.engines),

@@ -19,6 +19,7 @@ class RunSummary:
         total_images, total_errors, total_units: in the destination now.
         seconds: wall-clock time of this invocation.
         images_per_s: from the first scored chunk to the last commit; 0 where nothing was to do.
+        busy_s: seconds of all workers by step, and of waiting and moving between the steps.
         utilisation: busy share of each step's workers, 0..1, by step.
         error_types: number of quarantined samples of this invocation by type.
         engines: images of this invocation by the engine that scored them, eager or compiled.
@@ -34,6 +35,7 @@ class RunSummary:
     total_units: int
     seconds: float
     images_per_s: float
+    busy_s: dict[str, float]
     utilisation: dict[str, float]
     error_types: dict[str, int]
     engines: dict[str, int]

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import ray
@@ -48,9 +48,9 @@ def session(address: str | None) -> Iterator[Hardware]:
     if not attached:
         _start(address)
     try:
+        shared = attached or address is not None
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus, gpus, memory = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU", "memory"))
-        yield Hardware(sum(cpus), sum(gpus), max(cpus), max(gpus), sum(memory), attached or address is not None)
+        yield Hardware.of(nodes, _groups() if shared else [], shared)
     finally:
         if not attached:
             ray.shutdown()
@@ -72,6 +72,12 @@ def _start(address: str | None) -> None:
         if address is not None:
             raise ConfigError(f"the Ray cluster at {address} cannot be joined: {error}") from error
         raise RunFailed(f"Ray did not start: {error} Nothing is lost, run the same command again") from error
+
+
+def _groups() -> list[tuple[Mapping[str, float], int]]:
+    """Resources of a node, and nodes at most (-1: any number), of each group that an autoscaler adds nodes to."""
+    config = ray._private.state.state.get_cluster_config()  # as Ray Data asks, too; there is no public way
+    return [(group.resources, group.max_count) for group in config.node_group_configs] if config else []
 
 
 def _object_store() -> int:

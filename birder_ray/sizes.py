@@ -1,5 +1,6 @@
 """How many actors of which size: from what the cluster has, so that read, preprocess and infer always fit at once."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 
@@ -10,6 +11,9 @@ from birder_ray.schema import DECODE, INFER, READ
 _BYTES_PER_CPU_ACTOR = 3 * 1024**3
 """Memory of an inference actor on CPUs: 1 GiB once torch and birder are loaded, 1.3 (HGNet v2 B2) to 2.5 (HieraDet
 Small at 384 px) in batches of 16."""
+
+_MANY_NODES = 100
+"""Of a group that may grow without bounds."""
 
 _CORES_PER_DECODER = 4
 _MOST_READERS = 32
@@ -50,7 +54,8 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a cluster has, in Ray's logical resources: in all, and on its largest node; memory in bytes, in all.
+    """What a cluster has, or may come to have, in Ray's logical resources: in all, and on its largest node; memory in
+    bytes, in all.
 
     Args:
         shared: it is not a private one of this machine, so that it has, or may get, other machines.
@@ -62,6 +67,32 @@ class Hardware:
     node_gpus: float
     memory: float
     shared: bool = False
+
+    @classmethod
+    def of(
+        cls, nodes: Sequence[Mapping[str, float]], groups: Sequence[tuple[Mapping[str, float], int]], shared: bool
+    ) -> "Hardware":
+        """What a cluster has or, where an autoscaler adds nodes to it, may come to have: pools grow up to that.
+
+        Args:
+            nodes: resources of each node that is there. groups: of a node of each group that may grow, and how many
+                nodes that may have (-1: any number).
+
+        Raises:
+            ConfigError: there is no CPU, and none to come.
+        """
+        kinds = ("CPU", "GPU", "memory")
+        planned = [(resources, most if most >= 0 else _MANY_NODES) for resources, most in groups if most]
+        now = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in kinds}
+        most = {kind: sum(count * each.get(kind, 0.0) for each, count in planned) for kind in kinds}
+        cpus, gpus, memory = (max(now[kind], most[kind]) for kind in kinds)
+        if not cpus:
+            raise ConfigError(
+                "the Ray cluster has no CPUs for tasks, and no autoscaler that would add any: add a worker"
+            )
+        each = [*nodes, *(resources for resources, _ in planned)]
+        node_cpus, node_gpus = (max(node.get(kind, 0.0) for node in each) for kind in ("CPU", "GPU"))
+        return cls(cpus, gpus, node_cpus, node_gpus, memory, shared)
 
 
 def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int, images: float = 0.0) -> Sizes:

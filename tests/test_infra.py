@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -173,10 +174,25 @@ def test_everything_is_as_it_should_be(docs, schemas):
 
 
 def test_kubernetes_takes_the_other_kinds(docs):
-    validate = pytest.importorskip("kubernetes_validate")
     for doc in docs:
         if not doc["kind"].startswith("Ray"):
-            validate.validate(doc, "1.30", strict=True)
+            kubernetes_validate.validate(doc, "1.34", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        ("CronJob", lambda doc: doc["spec"].update(concurencyPolicy="Forbid")),
+        ("CronJob", lambda doc: doc["spec"].update(startingDeadlineSeconds="600")),
+        ("Role", lambda doc: doc["rules"][0].update(verb=["get"])),
+        ("RoleBinding", lambda doc: doc.pop("roleRef")),
+    ],
+)
+def test_what_kubernetes_would_refuse_is_found(base, kind, fault):
+    doc = copy.deepcopy(of_kind(base, kind))
+    fault(doc)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(doc, "1.34", strict=True)
 
 
 def test_the_pipeline_is_one(tmp_path):

@@ -1,0 +1,98 @@
+"""A run by the calendar: scores what is new or changed in the source, and retires what has left it."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from birder_ray import history
+from birder_ray import manifest as manifests
+from birder_ray.commit import Ledger
+from birder_ray.config import RunConfig
+from birder_ray.errors import BirderRayError, ConfigError
+from birder_ray.folder import Folder
+from birder_ray.lock import Lock
+from birder_ray.manifest import now
+from birder_ray.pipeline import recipe_of, run
+from birder_ray.progress import Observer, RunSummary
+from birder_ray.stop import Stop
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What a rerun did.
+
+    Args:
+        summary: of its scoring. snapshot: name of that of the state it left.
+        changes: of the source since the snapshot before. forgotten: names of snapshots removed.
+    """
+
+    summary: RunSummary
+    snapshot: str
+    changes: history.Changes
+    forgotten: list[str]
+
+    def told(self) -> dict[str, Any]:
+        """As JSON values, for a scheduler."""
+        return {
+            "outcome": "done",
+            "snapshot": self.snapshot,
+            "shards": asdict(self.changes),
+            "forgotten": self.forgotten,
+            **asdict(self.summary),
+        }
+
+
+def rerun(
+    config: RunConfig, observer: Observer | None = None, stop: Stop | None = None, keep: int | None = None
+) -> Rerun:
+    """Bring the destination up to date with its source, and leave a record of that in `_runs/`.
+
+    With the same recipe and the same shards nothing is computed. With another recipe the results go to a sibling of the
+    destination, named by the recipe, unless `run.overwrite` says otherwise.
+
+    Args:
+        keep: snapshots that are kept; None: all.
+
+    Raises:
+        What `pipeline.run` does; the record then says so.
+    """
+    observer, started, clock = observer or Observer(), now(), time.monotonic()
+    config = _placed(config, observer)
+    folder = Folder(config.destination, config.destination_options)
+    before = history.take(folder) or _latest(folder)
+    told: dict[str, Any] = {"started": started, "destination": config.destination, "versions": manifests.versions()}
+    try:
+        summary = run(config, observer, stop)
+    except ConfigError:
+        raise  # a mistake, which may be in the very name of the destination
+    except (BirderRayError, KeyboardInterrupt) as error:
+        outcome = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        history.record(folder, started, told | {"outcome": outcome, "seconds": time.monotonic() - clock})
+        raise
+    after = history.take(folder)
+    assert after is not None, "a run that returns has finished"
+    forgotten = []
+    if keep is not None:
+        with Lock(folder) as lock:
+            forgotten = history.forget(Ledger(folder, lock.fence), keep)
+    done = Rerun(summary, after.name, history.changes(before, after), forgotten)
+    history.record(folder, started, told | done.told())
+    return done
+
+
+def _placed(config: RunConfig, observer: Observer) -> RunConfig:
+    """`config` with the destination that is for its recipe, following its source."""
+    follow: dict[str, Any] = {"run": config.run.model_copy(update={"incremental": True})}
+    stored = manifests.load(Folder(config.destination, config.destination_options))
+    if stored is not None and not config.run.overwrite:
+        key = recipe_of(config).key
+        if key != stored["recipe"]["key"]:
+            sibling = f"{config.destination.rstrip('/')}-{key[:8]}"
+            observer.notice(f"{config.destination} holds results of another recipe; these go to {sibling}")
+            follow["destination"] = sibling
+    return config.model_copy(update=follow)
+
+
+def _latest(folder: Folder) -> history.Snapshot | None:
+    known = history.names(folder)
+    return history.read(folder, known[-1]) if known else None
