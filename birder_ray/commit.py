@@ -141,12 +141,14 @@ class Ledger:
         return self._units(f"{RETIRED}/{COMMITS}", "json")
 
     def retire(self, unit: str) -> None:
-        """Move a unit from the tables to where snapshots find it. Cut short at any moment, it is there or here."""
-        if unit not in self.retired():
-            names = [part_name(table, unit) for table in self.read(unit).parts]
-            for name in (*names, record_name(unit)):  # the record last, as in a commit
-                self.fence()
-                self.folder.copy(name, f"{RETIRED}/{name}")
+        """Move a unit from the tables to where snapshots find it. Cut short at any moment, it is there or here, whole.
+
+        A unit may be retired twice, when a shard was what it is once before: the later one stays.
+        """
+        self.forget(unit)
+        for name in (*(part_name(table, unit) for table in self.read(unit).parts), record_name(unit)):
+            self.fence()
+            self.folder.copy(name, f"{RETIRED}/{name}")  # the record last, as in a commit
         self.erase(unit)
 
     def forget(self, unit: str) -> None:
@@ -201,7 +203,8 @@ class Ledger:
                 break
         else:
             raise RunFailed(f"{unit}: another process keeps writing its parts")
-        assert all(part.rows == (errors.num_rows if table == ERRORS else rows) for table, part in parts.items()), unit
+        if any(part.rows != (errors.num_rows if table == ERRORS else rows) for table, part in parts.items()):
+            raise RunFailed(f"{unit}: its rows were lost and made again, and are others now; run again to resume")
         record = Record(
             unit=unit,
             shard=shard,

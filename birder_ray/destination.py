@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 from birder_ray import manifest as manifests
@@ -17,6 +18,9 @@ from birder_ray.schema import ERRORS, OUTPUT_TABLES, part_metadata
 from birder_ray.source.base import Shard
 from birder_ray.storage import redact
 from birder_ray.totals import Totals
+
+_AT_ONCE = 16
+"""Units that are cleared away side by side."""
 
 
 class Destination:
@@ -110,11 +114,9 @@ class Destination:
         """
         if plan.foreign and not self.adopted:  # from here on it does not hold what the manifest says
             self._adopt()
-        for unit in sorted(plan.foreign):
-            if self.config.run.incremental and self.ledger.read(unit).recipe == self.recipe.key:
-                self.ledger.retire(unit)
-            else:
-                self.ledger.erase(unit)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for _ in pool.map(self._clear, sorted(plan.foreign)):
+                pass
         # Parts are listed before units: one that is committed meanwhile, by whoever, is no stray then
         parts = {table: self.ledger.parts(table) for table in (*OUTPUT_TABLES, ERRORS)}
         units = self.ledger.units()
@@ -134,6 +136,13 @@ class Destination:
         self.ledger.overwrite(MANIFEST, to_json(self.manifest | {"finished": now(), "totals": asdict(totals)}))
         success = {"recipe": self.recipe.key, "finished": now(), "samples": totals.samples}
         self.ledger.overwrite(SUCCESS, to_json(success))
+
+    def _clear(self, unit: str) -> None:
+        """Take away a unit of inputs, or of a recipe, that are no longer this destination's."""
+        if self.config.run.incremental and self.ledger.read(unit).recipe == self.recipe.key:
+            self.ledger.retire(unit)
+        else:
+            self.ledger.erase(unit)
 
     def _says(self, totals: Totals) -> bool:
         """Whether the destination says already that it is finished, and what it holds."""

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from importlib.metadata import version
 from math import inf
 from pathlib import Path
@@ -26,7 +25,6 @@ from filelock import FileLock
 
 from birder_ray.device import hardware, settle
 from birder_ray.errors import RunFailed
-from birder_ray.graphs import faster
 from birder_ray.scoring import FINITE, Results, Scorer
 from birder_ray.taps import close
 from birder_ray.weights import cache_dir
@@ -189,10 +187,8 @@ class Engine:
     def _load(self, pixels: torch.Tensor, eager: Results) -> None:
         try:
             os.utime(self._path)  # it is in use
-            package: Callable[[torch.Tensor], Results] = torch._inductor.aoti_load_package(str(self._path))
+            package = torch._inductor.aoti_load_package(str(self._path))
             same = agree(package(pixels), eager, self.exact, promised=self.wanted == "auto")
-            if same and pixels.device.type == "cuda":
-                package = faster(package, pixels, partial(agree, exact=self.exact, promised=False))
         except (OSError, RuntimeError) as error:
             self._path.unlink(missing_ok=True)  # the next run makes it anew
             self._give_up(str(error))

@@ -202,10 +202,8 @@ class Folder:
         os.makedirs(os.path.dirname(self.at(to)), exist_ok=True)
         try:
             os.link(self.at(name), self.at(to))
-        except FileExistsError:
-            return  # of an attempt that was cut short
         except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
+            if error.errno not in _NOT_SUPPORTED | {errno.EEXIST}:
                 raise
             self.write(to, self.read(name))
 

@@ -4,6 +4,7 @@ A snapshot lists units. Those that have left the tables since lie in `_retired/`
 source (`run.incremental`); the others stand in the tables as they did.
 """
 
+import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -106,21 +107,24 @@ def files(folder: Folder, at: str, tables: Collection[str] = (*OUTPUT_TABLES, ER
     if not chosen:
         since = f"; the first is of {known[0]}" if known else ": `birder-ray rerun` makes them"
         raise ConfigError(f"{redact(folder.url)} has no snapshot of {at} or before{since}")
-    units, found = read(folder, chosen[-1]).units, {}
-    ledger = Ledger(folder)
-    for table in tables:
-        live, retired = ledger.parts(table), ledger.parts(f"{RETIRED}/{table}")
-        there = {unit: "" if unit in live else f"{RETIRED}/" for unit in units if unit in live | retired}
-        found[table] = [folder.where(f"{place}{part_name(table, unit)}") for unit, place in there.items()]
-    gone = set(units) - ledger.units() - ledger.retired()
+    ledger, units = Ledger(folder), set(read(folder, chosen[-1]).units)
+    places = {"": units & ledger.units()}
+    places[f"{RETIRED}/"] = (units - places[""]) & ledger.retired()  # where its record is, its parts are, all of them
+    gone = units.difference(*places.values())
     if gone:
         raise ConfigError(f"{len(gone)} units of the snapshot {chosen[-1]} are gone, e.g. {min(gone)}")
+    found: dict[str, list[str]] = {table: [] for table in tables}
+    for place, there in places.items():
+        for table in tables:
+            present = there & ledger.parts(f"{place}{table}")
+            found[table] += [folder.where(f"{place}{part_name(table, unit)}") for unit in sorted(present)]
     return found
 
 
 def forget(ledger: Ledger, keep: int) -> list[str]:
     """Remove all but the latest `keep` snapshots, and the retired units that no other lists; returns their names."""
-    retired = ledger.retired()  # before the snapshots are listed: a unit is in one before it is retired
+    retired = ledger.retired().union(*(ledger.parts(f"{RETIRED}/{table}") for table in (*OUTPUT_TABLES, ERRORS)))
+    # Listed before the snapshots are: a unit is in one before it is retired
     known = names(ledger.folder)
     old, kept = known[:-keep], known[-keep:]
     for name in old:
@@ -149,6 +153,6 @@ def _moment(at: str) -> str:
     return _name((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat())
 
 
-def record(folder: Folder, name: str, told: Mapping[str, Any]) -> None:
-    """Leave what a run did in `_runs/`."""
-    folder.create(f"_runs/{_name(name)}.json", to_json(dict(told)))
+def record(folder: Folder, began: str, told: Mapping[str, Any]) -> None:
+    """Leave what a run that began then did in `_runs/`."""
+    folder.create(f"_runs/{_name(began)}-{uuid.uuid4().hex[:6]}.json", to_json(dict(told)))

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
-from birder_ray import runtime
+from birder_ray import history, runtime
 from birder_ray.arrivals import Far, Near
 from birder_ray.chunk import InputSpec
 from birder_ray.collect import Collector, Writer
@@ -75,6 +75,8 @@ def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> R
             if not folder.exists(SUCCESS):  # there is work to do, so Ray starts meanwhile
                 ray = stack.enter_context(session(config.compute.ray_address))
             model = identifying.result()
+        if config.run.incremental:
+            history.take(folder)  # of what may be retired
         recipe = Recipe.of(config, model.facts)
         place = Destination(config, ledger, recipe, model.facts, model.class_names, shards)
         if place.unit_rows != config.compute.unit_rows:
@@ -103,6 +105,8 @@ def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> R
         scoring.judge(at_least=1)
         place.finish(plan, totals, scoring.units)
         ledger.discard(ATTEMPTS)
+        if config.run.incremental:
+            history.take(folder)
         return scoring.summary(totals, time.perf_counter() - started)
 
 

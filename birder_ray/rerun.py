@@ -1,6 +1,7 @@
 """A run by the calendar: scores what is new or changed in the source, and retires what has left it."""
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,13 +9,14 @@ from birder_ray import history
 from birder_ray import manifest as manifests
 from birder_ray.commit import Ledger
 from birder_ray.config import RunConfig
-from birder_ray.errors import BirderRayError, ConfigError
+from birder_ray.errors import BirderRayError, ConfigError, LockHeld
 from birder_ray.folder import Folder
 from birder_ray.lock import Lock
 from birder_ray.manifest import now
 from birder_ray.pipeline import recipe_of, run
 from birder_ray.progress import Observer, RunSummary
 from birder_ray.stop import Stop
+from birder_ray.storage import redact
 
 
 @dataclass(frozen=True)
@@ -57,27 +59,36 @@ def rerun(
         What `pipeline.run` does; the record then says so.
     """
     observer, started, clock = observer or Observer(), now(), time.monotonic()
+    Folder(config.destination, config.destination_options).check()
     config = _placed(config, observer)
     folder = Folder(config.destination, config.destination_options)
-    before = history.take(folder) or _latest(folder)
-    told: dict[str, Any] = {"started": started, "destination": config.destination, "versions": manifests.versions()}
+    before = _latest(folder) or history.take(folder)
+    where = redact(config.destination)
+    told: dict[str, Any] = {"started": started, "destination": where, "versions": manifests.versions()}
     try:
         summary = run(config, observer, stop)
     except ConfigError:
         raise  # a mistake, which may be in the very name of the destination
     except (BirderRayError, KeyboardInterrupt) as error:
         outcome = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        history.record(folder, started, told | {"outcome": outcome, "seconds": time.monotonic() - clock})
+        with suppress(Exception):  # storage that failed the run fails this too; what the run said comes first
+            history.record(folder, started, told | {"outcome": outcome, "seconds": time.monotonic() - clock})
         raise
-    after = history.take(folder)
-    assert after is not None, "a run that returns has finished"
-    forgotten = []
-    if keep is not None:
-        with Lock(folder) as lock:
-            forgotten = history.forget(Ledger(folder, lock.fence), keep)
-    done = Rerun(summary, after.name, history.changes(before, after), forgotten)
+    after = _latest(folder)
+    assert after is not None, "a run that returns has finished, and left a snapshot"
+    done = Rerun(summary, after.name, history.changes(before, after), _forget(folder, keep))
     history.record(folder, started, told | done.told())
     return done
+
+
+def _forget(folder: Folder, keep: int | None) -> list[str]:
+    if keep is None:
+        return []
+    try:
+        with Lock(folder) as lock:
+            return history.forget(Ledger(folder, lock.fence), keep)
+    except LockHeld:
+        return []  # another run has begun; the next rerun forgets
 
 
 def _placed(config: RunConfig, observer: Observer) -> RunConfig:
@@ -88,7 +99,9 @@ def _placed(config: RunConfig, observer: Observer) -> RunConfig:
         key = recipe_of(config).key
         if key != stored["recipe"]["key"]:
             sibling = f"{config.destination.rstrip('/')}-{key[:8]}"
-            observer.notice(f"{config.destination} holds results of another recipe; these go to {sibling}")
+            observer.notice(
+                f"{redact(config.destination)} holds another recipe's results; these go to {redact(sibling)}"
+            )
             follow["destination"] = sibling
     return config.model_copy(update=follow)
 

@@ -34,7 +34,9 @@ logger = logging.getLogger(__name__)
 _MOST_READ_TASKS = 10_000
 """Ray makes an object of each before the first starts, at a millisecond each; further work shares tasks."""
 
-_NO_PROGRESS_S = 600
+_NO_PROGRESS_S, _NO_CAPACITY_S = 600, 3600
+"""Without any progress a run ends; on a cluster, whose machines may take their time to come, later."""
+
 _SLOWEST_BYTES_PER_S = 10_000_000
 _OWN_ERROR = re.compile(r"^birder_ray\.errors\.(ConfigError|RunFailed): (.+)$", re.MULTILINE)
 
@@ -189,7 +191,7 @@ def stream(
         "sha256": weights_sha256,
         "images": sum(each.images for each in work) / sizes.inference_actors,
     }
-    _configure(max((each.shard.size or 0 for each in work), default=0))
+    _configure(max((each.shard.size or 0 for each in work), default=0), config.compute.ray_address is not None)
     arrow: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
     chain = (
         ray.data.from_items(
@@ -231,7 +233,7 @@ def stream(
         raise _explained(error) from error
 
 
-def _configure(largest_shard: int) -> None:
+def _configure(largest_shard: int, cluster: bool) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -239,7 +241,8 @@ def _configure(largest_shard: int) -> None:
     context.max_errored_blocks = 0
     context.actor_init_max_retries = 0  # what can be retried in there is retried in there
     # A resumed shard is streamed past what is committed, and nothing comes of that for a while
-    context.execution_no_progress_timeout_s = _NO_PROGRESS_S + largest_shard // _SLOWEST_BYTES_PER_S
+    patience = _NO_CAPACITY_S if cluster else _NO_PROGRESS_S
+    context.execution_no_progress_timeout_s = patience + largest_shard // _SLOWEST_BYTES_PER_S
     context.execution_options.preserve_order = False
     context.execution_options.verbose_progress = False
 

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import ray
@@ -50,7 +50,7 @@ def session(address: str | None) -> Iterator[Hardware]:
     try:
         shared = attached or address is not None
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield Hardware.of(nodes, _groups() if shared else [], shared)
+        yield Hardware.of(nodes, shared)
     finally:
         if not attached:
             ray.shutdown()
@@ -72,12 +72,6 @@ def _start(address: str | None) -> None:
         if address is not None:
             raise ConfigError(f"the Ray cluster at {address} cannot be joined: {error}") from error
         raise RunFailed(f"Ray did not start: {error} Nothing is lost, run the same command again") from error
-
-
-def _groups() -> list[tuple[Mapping[str, float], int]]:
-    """Resources of a node, and nodes at most (-1: any number), of each group that an autoscaler adds nodes to."""
-    config = ray._private.state.state.get_cluster_config()  # as Ray Data asks, too; there is no public way
-    return [(group.resources, group.max_count) for group in config.node_group_configs] if config else []
 
 
 def _object_store() -> int:

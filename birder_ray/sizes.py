@@ -12,9 +12,6 @@ _BYTES_PER_CPU_ACTOR = 3 * 1024**3
 """Memory of an inference actor on CPUs: 1 GiB once torch and birder are loaded, 1.3 (HGNet v2 B2) to 2.5 (HieraDet
 Small at 384 px) in batches of 16."""
 
-_MANY_NODES = 100
-"""Of a group that may grow without bounds."""
-
 _CORES_PER_DECODER = 4
 _MOST_READERS = 32
 _FEWEST_CHUNKS = 16
@@ -54,8 +51,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a cluster has, or may come to have, in Ray's logical resources: in all, and on its largest node; memory in
-    bytes, in all.
+    """What a cluster has, in Ray's logical resources: in all, and on its largest node; memory in bytes, in all.
 
     Args:
         shared: it is not a private one of this machine, so that it has, or may get, other machines.
@@ -69,30 +65,12 @@ class Hardware:
     shared: bool = False
 
     @classmethod
-    def of(
-        cls, nodes: Sequence[Mapping[str, float]], groups: Sequence[tuple[Mapping[str, float], int]], shared: bool
-    ) -> "Hardware":
-        """What a cluster has or, where an autoscaler adds nodes to it, may come to have: pools grow up to that.
-
-        Args:
-            nodes: resources of each node that is there. groups: of a node of each group that may grow, and how many
-                nodes that may have (-1: any number).
-
-        Raises:
-            ConfigError: there is no CPU, and none to come.
-        """
-        kinds = ("CPU", "GPU", "memory")
-        planned = [(resources, most if most >= 0 else _MANY_NODES) for resources, most in groups if most]
-        now = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in kinds}
-        most = {kind: sum(count * each.get(kind, 0.0) for each, count in planned) for kind in kinds}
-        cpus, gpus, memory = (max(now[kind], most[kind]) for kind in kinds)
-        if not cpus:
-            raise ConfigError(
-                "the Ray cluster has no CPUs for tasks, and no autoscaler that would add any: add a worker"
-            )
-        each = [*nodes, *(resources for resources, _ in planned)]
-        node_cpus, node_gpus = (max(node.get(kind, 0.0) for node in each) for kind in ("CPU", "GPU"))
-        return cls(cpus, gpus, node_cpus, node_gpus, memory, shared)
+    def of(cls, nodes: Sequence[Mapping[str, float]], shared: bool) -> "Hardware":
+        """What a cluster of these nodes has. Raises ConfigError where that is no CPU."""
+        cpus, gpus, memory = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU", "memory"))
+        if not any(cpus):
+            raise ConfigError("the Ray cluster has no CPUs for tasks: add a worker, and run the same command again")
+        return cls(sum(cpus), sum(gpus), max(cpus), max(gpus), sum(memory), shared)
 
 
 def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int, images: float = 0.0) -> Sizes:

@@ -81,7 +81,6 @@ def test_the_launcher_starts_every_type(account):
         lambda config: config.update(idle_timeout_minuts=5),
         lambda config: config["available_node_types"]["gpu"].update(max_worker=3),
         lambda config: config.update(head_node_type="heat"),
-        lambda config: config["available_node_types"]["cpu"].update(min_workers=9),
         lambda config: config["available_node_types"]["gpu"]["node_config"].update(InstanceMarketOption={}),
         lambda config: config["available_node_types"]["gpu"]["node_config"].update(InstanceType="g6.16k"),
     ],

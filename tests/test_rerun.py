@@ -91,7 +91,7 @@ def test_nothing_new_computes_nothing(chance, source, tmp_path):  # noqa: F811
     assert [each["shards"]["unchanged"] for each in told(out)] == [0, 5]
 
 
-@pytest.mark.parametrize("lives", [0, 1, 5, 9])
+@pytest.mark.parametrize("lives", [0, 1, 5])
 def test_only_what_changed_is_scored_however_often_it_dies(chance, source, tmp_path, lives):  # noqa: F811
     out = tmp_path / "out"
     first = rerun(config(source, out))
@@ -138,7 +138,7 @@ class Counting:
         return counted
 
 
-@pytest.mark.parametrize("at", range(1, 75, 3))
+@pytest.mark.parametrize("at", range(1, 100, 3))
 def test_a_crash_at_any_change_of_the_destination(chance, source, tmp_path, monkeypatch, at):  # noqa: F811
     out = tmp_path / "out"
     first = rerun(config(source, out))
@@ -168,7 +168,7 @@ def test_there_are_enough_crashes(chance, source, tmp_path, monkeypatch):  # noq
     with monkeypatch.context() as patched:
         counting = Counting(patched, 10**6)
         rerun(config(source, out))
-    assert 50 < 10**6 - counting.left < 75
+    assert 80 < 10**6 - counting.left < 100
 
 
 def test_another_recipe_goes_beside(chance, source, tmp_path):  # noqa: F811

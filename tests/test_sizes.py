@@ -74,23 +74,8 @@ def test_one_and_a_half_gpus_are_refused():
         ComputeConfig(gpus_per_actor=1.5)
 
 
-HEAD, CPU_NODE, GPU_NODE = {"memory": 8e9}, {"CPU": 16.0, "memory": 32e9}, {"CPU": 8.0, "GPU": 1.0, "memory": 32e9}
-
-
-def test_a_cluster_that_grows_is_sized_by_what_it_may_become():
-    small = Hardware.of([HEAD], [(HEAD, 1), (CPU_NODE, 4), (GPU_NODE, 2), ({"CPU": 999.0}, 0)], shared=True)
-    assert small == Hardware(80.0, 2.0, 16.0, 1.0, 200e9, shared=True)
-    sizes = choose_sizes(small, ComputeConfig(), 100)
-    assert (sizes.inference_actors, sizes.gpus_per_actor) == (2, 1.0)
-    assert sizes.preprocess_actors > 50 and sizes.preprocess_cpus <= 1 and sizes.inference_cpus <= 8
-    assert Hardware.of([HEAD], [(CPU_NODE, -1)], shared=True).cpus == 1600
-
-
-def test_what_is_there_counts_where_it_is_more():
-    grown = Hardware.of([HEAD, GPU_NODE, GPU_NODE], [(GPU_NODE, 1)], shared=True)
-    assert (grown.cpus, grown.gpus, grown.node_cpus) == (16.0, 2.0, 8.0)
-
-
-def test_a_cluster_without_cpus_is_refused():
+def test_a_cluster_is_the_sum_of_its_nodes():
+    nodes = [{"memory": 8e9}, {"CPU": 16.0, "memory": 32e9}, {"CPU": 8.0, "GPU": 1.0, "memory": 32e9}]
+    assert Hardware.of(nodes, shared=True) == Hardware(24.0, 1.0, 16.0, 1.0, 72e9, shared=True)
     with pytest.raises(ConfigError, match="no CPUs for tasks"):
-        Hardware.of([HEAD], [(HEAD, 1)], shared=True)
+        Hardware.of(nodes[:1], shared=True)

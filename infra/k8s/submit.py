@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 LONGEST_NAME = 47
-FINAL = {"Complete", "Failed"}
+FINAL = {"Complete", "Failed", "ValidationFailed"}
 TRIES = 20
 _EXIT_CODE = re.compile(r"exit code (\d+)")
 _PASSING = re.compile(
