@@ -37,6 +37,12 @@ _MOST_READ_TASKS = 10_000
 _NO_PROGRESS_S, _NO_CAPACITY_S = 600, 3600
 """Without any progress a run ends; on a cluster, whose machines may take their time to come, later."""
 
+_STORE_SHARE = 0.5
+"""Of the object store, for what is on its way between the steps; Ray Data's own default."""
+
+_ROW_BYTES = 64_000
+"""Of an image in all output tables: 42 kB with HGNet v2 B2, 60 with 10,000 logits and an embedding of 768."""
+
 _SLOWEST_BYTES_PER_S = 10_000_000
 _OWN_ERROR = re.compile(r"^birder_ray\.errors\.(ConfigError|RunFailed): (.+)$", re.MULTILINE)
 
@@ -191,7 +197,8 @@ def stream(
         "sha256": weights_sha256,
         "images": sum(each.images for each in work) / sizes.inference_actors,
     }
-    _configure(max((each.shard.size or 0 for each in work), default=0), config.compute.ray_address is not None)
+    held = sizes.readers * work[0].unit_rows * _ROW_BYTES
+    _configure(max((each.shard.size or 0 for each in work), default=0), held, config.compute.ray_address is not None)
     arrow: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
     chain = (
         ray.data.from_items(
@@ -233,7 +240,7 @@ def stream(
         raise _explained(error) from error
 
 
-def _configure(largest_shard: int, cluster: bool) -> None:
+def _configure(largest_shard: int, held: int, cluster: bool) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -243,6 +250,10 @@ def _configure(largest_shard: int, cluster: bool) -> None:
     # A resumed shard is streamed past what is committed, and nothing comes of that for a while
     patience = _NO_CAPACITY_S if cluster else _NO_PROGRESS_S
     context.execution_no_progress_timeout_s = patience + largest_shard // _SLOWEST_BYTES_PER_S
+    # Rows of incomplete units count against what inference may put out: room for them comes on top, or it would stand
+    # still once they fill its share. Ray spills what the store does not hold
+    store = ray.cluster_resources().get("object_store_memory", 0.0)
+    context.override_object_store_memory_limit_fraction = _STORE_SHARE + held / store if store else None
     context.execution_options.preserve_order = False
     context.execution_options.verbose_progress = False
 
