@@ -59,7 +59,7 @@ bench: setup  ## every CPU figure of docs/performance.md: 65 minutes of 2 cores 
 	$(call measured,throughput,hgnet_v2_b2)
 	$(call measured,throughput,efficientnet_lite0,--source tar folder parquet s3)
 	$(call measured,throughput,hieradet_small,--rounds 2)
-	$(call measured,peers,hgnet_v2_b2,--images 1280)
+	$(call measured,peers,hgnet_v2_b2,--images 640)
 	$(call measured,peers,efficientnet_lite0,--images 1280 --rounds 2)
 	$(call measured,memory,efficientnet_lite0,--rounds 1)
 	$(call measured,memory,hgnet_v2_b2,--rounds 1 --images 640)

@@ -11,10 +11,13 @@ shared pages twice.
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
@@ -30,7 +33,7 @@ PEERS = {
     for passes, options in {"two passes": [], "one pass": ["--one-pass"]}.items()
 }
 CLOSE = 1e-3
-TIMEOUT_S = 3600
+TIMEOUT_S, TRIES = 900, 3  # Daft 0.7.26 was seen to stand still for ever, with all of its threads asleep
 
 
 def main() -> None:
@@ -64,10 +67,19 @@ def peer(script: list[str], checkpoint: Path, tars: Path, output: Path, told: ar
     }  # fmt: skip
     arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     command = [sys.executable, str(Path(__file__).with_name(script[0])), *script[1:], *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
-    said = json.loads(done.stdout.splitlines()[-1])
+    for _ in range(TRIES):
+        with subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True) as process:
+            try:
+                out, err = process.communicate(timeout=TIMEOUT_S)
+                break
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                print(f"{script[0]} stood still for {TIMEOUT_S} s; once more", file=sys.stderr, flush=True)
+    else:
+        sys.exit(f"{' '.join(command)}: does not end")
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}\n{err[-3000:]}")
+    said = json.loads(out.splitlines()[-1])
     if said["images"] != told.images:
         sys.exit(f"{script[0]} wrote {said['images']} rows for {told.images} photos")
     figures: Figures = said["figures"]
