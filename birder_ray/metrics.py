@@ -29,8 +29,15 @@ class Metrics:
         self.read = counter("read_bytes", "encoded bytes of the images that were read")
         self.written = counter("written_bytes", "bytes of the parts that were committed", "table")
         self.seconds = counter("step_seconds", "seconds of all workers, by step", "step")
-        self.left = Gauge("birder_ray_images_left", "samples of the plan that are not scored yet", ("recipe",))
-        self.left.set_default_tags({"recipe": recipe})
+        # Counters show up with their first count only: this one tells of a run that never gets to its first commit
+        self.running = Gauge("birder_ray_running", "1 while units are scored, 0 afterwards", ("recipe",))
+        self.left = Gauge("birder_ray_images_left", "samples of the plan yet to score, where known", ("recipe",))
+        for gauge in (self.running, self.left):
+            gauge.set_default_tags({"recipe": recipe})
+        self.running.set(1)
+
+    def ended(self) -> None:
+        self.running.set(0)
 
     def scored(self, chunk: Scored) -> None:
         for error in chunk.errors:

@@ -187,6 +187,8 @@ class _Scoring:
             raise
         finally:
             collector.close()
+            if metrics:
+                metrics.ended()
             self.stop.in_flight = False
             self.observer.end()
         try:
