@@ -165,6 +165,8 @@ class ComputeConfig(_Block):
     )
     unit_rows: int = Field(2048, gt=0, description="samples committed at once")
     ray_address: str | None = Field(None, description="auto or host:port of a cluster; null: a private local Ray")
+    max_cpus: float = Field(0, ge=0, description="CPUs that the cluster's autoscaler may grow to; 0: those there are")
+    max_gpus: float = Field(0, ge=0, description="GPUs that it may grow to; 0: those there are")
 
 
 class RunOptions(_Block):

@@ -95,8 +95,9 @@ def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> R
         scoring = _Scoring(config, place, plan, earlier, lock, observer, stop)
         if plan.work:
             ray = ray or stack.enter_context(session(config.compute.ray_address))
-            sizes = choose_sizes(ray, config.compute, len(plan.work), plan.images)
-            arrivals = Far(ray.cpus) if ray.shared and folder.everywhere else Near()
+            compute = config.compute
+            sizes = choose_sizes(ray.grown(compute.max_cpus, compute.max_gpus), compute, len(plan.work), plan.images)
+            arrivals = Far(max(ray.cpus, compute.max_cpus)) if ray.shared and folder.everywhere else Near()
             told = (config, model.spec, model.facts.weights_sha256, sizes, arrivals, lambda: stop.asked)
             with closing(runtime.stream(plan.work, *told)) as chunks:
                 scoring.run(chunks, arrivals, sizes.workers, Metrics(recipe.key) if ray.shared else None)

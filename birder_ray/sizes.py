@@ -1,7 +1,7 @@
 """How many actors of which size: from what the cluster has, so that read, preprocess and infer always fit at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 
 from birder_ray.config import ComputeConfig
@@ -11,6 +11,9 @@ from birder_ray.schema import DECODE, INFER, READ
 _BYTES_PER_CPU_ACTOR = 3 * 1024**3
 """Memory of an inference actor on CPUs: 1 GiB once torch and birder are loaded, 1.3 (HGNet v2 B2) to 2.5 (HieraDet
 Small at 384 px) in batches of 16."""
+
+_USUAL_NODE_CPUS, _BYTES_PER_CPU = 8.0, 3 * 1024**3
+"""Of a node that is yet to come."""
 
 _CORES_PER_DECODER = 4
 _MOST_READERS = 32
@@ -66,11 +69,33 @@ class Hardware:
 
     @classmethod
     def of(cls, nodes: Sequence[Mapping[str, float]], shared: bool) -> "Hardware":
-        """What a cluster of these nodes has. Raises ConfigError where that is no CPU."""
+        """What a cluster of these nodes has."""
         cpus, gpus, memory = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU", "memory"))
-        if not any(cpus):
-            raise ConfigError("the Ray cluster has no CPUs for tasks: add a worker, and run the same command again")
         return cls(sum(cpus), sum(gpus), max(cpus), max(gpus), sum(memory), shared)
+
+    def grown(self, cpus: float, gpus: float) -> "Hardware":
+        """What it is once an autoscaler has made the best of it: pools may grow up to that. Ray has no way to tell.
+
+        Args:
+            cpus, gpus: that there may be, where that is more than there are; 0: those there are.
+
+        Raises:
+            ConfigError: there is no CPU, and none to come.
+        """
+        cpus, gpus = max(self.cpus, cpus), max(self.gpus, gpus)
+        if not cpus:
+            raise ConfigError(
+                "the Ray cluster has no CPUs for tasks: add a worker, or say in compute.max_cpus and max_gpus what its "
+                "autoscaler may grow to"
+            )
+        return replace(
+            self,
+            cpus=cpus,
+            gpus=gpus,
+            node_cpus=self.node_cpus or min(cpus, _USUAL_NODE_CPUS),
+            node_gpus=max(self.node_gpus, min(gpus, 1.0)),
+            memory=self.memory + (cpus - self.cpus) * _BYTES_PER_CPU,
+        )
 
 
 def choose_sizes(hardware: Hardware, compute: ComputeConfig, tasks: int, images: float = 0.0) -> Sizes:

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3]
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("step", ["undisturbed", "lose"])
+@pytest.mark.parametrize("step", ["undisturbed", "lose", "grow"])
 def test_a_cluster_writes_beside_the_rows(seaweed, model, step):
     images, shards = 40, 3
     make_shards(f"{seaweed.url}/data", images_per_shard=images, shards=shards, options=seaweed.options)
@@ -25,7 +25,7 @@ def test_a_cluster_writes_beside_the_rows(seaweed, model, step):
         "model": model,
         "destination": f"{seaweed.url}/out",
         "destination_options": seaweed.options,
-        "compute": {"unit_rows": 10, "batch_size": 5},
+        "compute": {"unit_rows": 10, "batch_size": 5, "max_cpus": 4},
     }
     command = [sys.executable, "-m", "tests.cluster", json.dumps(config), step]
     environment = {**os.environ, "RAY_TMPDIR": str(short("cluster"))}

@@ -150,6 +150,12 @@ def problems(docs: list[Doc]) -> list[str]:
             for data in maps.values()
             for key in data
         }
+        told = [yaml.safe_load(text)["compute"] for data in maps.values() for text in data.values()]
+        for kind, key in (("cpu", "max_cpus"), ("nvidia.com/gpu", "max_gpus")):
+            most = sum(group["maxReplicas"] * _requested(group, kind) for group in groups)
+            want(
+                told and told[0].get(key, 0) == most, f"{where}: its groups grow to {most} {kind}, the pipeline differs"
+            )
         file = next((word for word in spec["entrypoint"].split() if word.endswith(".yaml")), "")
         want(file in mounted, f"{where}: the head has no {file}")
     for doc in docs:
@@ -160,6 +166,10 @@ def problems(docs: list[Doc]) -> list[str]:
             allowed = {verb for role in docs if role["kind"] == "Role" for verb in role["rules"][0]["verbs"]}
             want(called == allowed == {"get", "create"}, f"submit.py calls {called}, its role allows {allowed}")
     return found
+
+
+def _requested(group: Doc, kind: str) -> int:
+    return int(group["template"]["spec"]["containers"][0]["resources"]["requests"].get(kind, 0))
 
 
 def _gpus(group: Doc) -> bool:
@@ -195,8 +205,9 @@ def test_what_kubernetes_would_refuse_is_found(base, kind, fault):
         kubernetes_validate.validate(doc, "1.34", strict=True)
 
 
-def test_the_pipeline_is_one(tmp_path):
-    (config,) = [doc for doc in built("base") if doc["kind"] == "ConfigMap"]
+@pytest.mark.parametrize("folder", ["base", "overlays/cpu-only"])
+def test_the_pipeline_is_one(tmp_path, folder):
+    (config,) = [doc for doc in built(folder) if doc["kind"] == "ConfigMap"]
     (tmp_path / "pipeline.yaml").write_text(config["data"]["pipeline.yaml"])
     found = RunConfig.from_yaml(str(tmp_path / "pipeline.yaml"))
     assert found.compute.ray_address == "auto" and found.model.weights_mirror
@@ -248,6 +259,7 @@ FAULTS: dict[str, Callable[[list[Doc]], Any]] = {
     "spills without bounds": lambda docs: worker_of(docs).update(volumes=[{"name": "spill", "emptyDir": {}}]),
     "spills too much": lambda docs: worker_of(docs)["volumes"][0]["emptyDir"].update(sizeLimit="500Gi"),
     "no pipeline": lambda docs: docs.remove(of_kind(docs, "ConfigMap")),
+    "a fleet of another size": lambda docs: cluster_of(docs)["workerGroupSpecs"][1].update(maxReplicas=9),
     "another file": lambda docs: spec_of(docs).update(entrypoint="birder-ray rerun /etc/other.yaml"),
     "a name too long": lambda docs: of_kind(docs, "RayJob")["metadata"].update(name="b" * 48),
     "two at once": lambda docs: of_kind(docs, "CronJob")["spec"].update(concurrencyPolicy="Allow"),

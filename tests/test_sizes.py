@@ -74,8 +74,24 @@ def test_one_and_a_half_gpus_are_refused():
         ComputeConfig(gpus_per_actor=1.5)
 
 
+NODES = [{"memory": 8e9}, {"CPU": 16.0, "memory": 32e9}, {"CPU": 8.0, "GPU": 1.0, "memory": 32e9}]
+
+
 def test_a_cluster_is_the_sum_of_its_nodes():
-    nodes = [{"memory": 8e9}, {"CPU": 16.0, "memory": 32e9}, {"CPU": 8.0, "GPU": 1.0, "memory": 32e9}]
-    assert Hardware.of(nodes, shared=True) == Hardware(24.0, 1.0, 16.0, 1.0, 72e9, shared=True)
-    with pytest.raises(ConfigError, match="no CPUs for tasks"):
-        Hardware.of(nodes[:1], shared=True)
+    found = Hardware.of(NODES, shared=True)
+    assert found == Hardware(24.0, 1.0, 16.0, 1.0, 72e9, shared=True)
+    assert found.grown(0, 0) == found.grown(16, 1) == found
+
+
+@pytest.mark.parametrize(("cpus", "gpus", "actors"), [(120, 4, 4), (120, 0, 120), (8, 1, 1)])
+def test_a_cluster_that_starts_from_nothing_is_sized_by_what_it_may_become(cpus, gpus, actors):
+    grown = Hardware.of(NODES[:1], shared=True).grown(cpus, gpus)
+    sizes = choose_sizes(grown, ComputeConfig(), 100)
+    assert sizes.inference_actors == actors and sizes.gpus_per_actor == (1.0 if gpus else 0.0)
+    each = (sizes.reader_cpus, sizes.preprocess_cpus, sizes.inference_cpus)
+    assert all(0 < share <= 1 for share in each), "fits on whatever node comes first"
+
+
+def test_a_cluster_without_cpus_is_refused():
+    with pytest.raises(ConfigError, match="say in compute"):
+        Hardware.of(NODES[:1], shared=True).grown(0, 0)
