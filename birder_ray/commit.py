@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from birder_ray.errors import ConfigError, LockHeld, RunFailed
+from birder_ray.errors import ConfigError, RunFailed
 from birder_ray.folder import Folder, to_json
 from birder_ray.manifest import Recipe, now
 from birder_ray.parts import Part, Parts, part_name
@@ -238,19 +238,9 @@ class Ledger:
         for _ in range(_ATTEMPTS):
             self.fence()
             if self.folder.create(name, data):
-                return self._keep(name, data)
+                return
             version = self.folder.version(name)
             self.fence()
             if version is not None and self.folder.replace(name, data, version):
-                return self._keep(name, data)
+                return
         raise RunFailed(f"{name}: another process keeps writing it")
-
-    def _keep(self, name: str, data: bytes) -> None:
-        """Take back a record that was written after the lock was lost: the next owner may have replaced its parts, and
-        died before a record of its own. Raises LockHeld then."""
-        try:
-            self.fence()
-        except LockHeld:
-            if self.folder.read(name) == data:
-                self.folder.delete(name)
-            raise

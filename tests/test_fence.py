@@ -97,41 +97,6 @@ def test_paused_before_any_of_its_writes(place, number, crashed_before):
     _assert_whole(folder)
 
 
-@pytest.mark.parametrize("number", range(12))
-def test_paused_while_the_new_owner_dies_before_its_record(place, number):
-    """What wakes up must not commit the new owner's parts under its own record."""
-
-    class Dead(Exception):
-        pass
-
-    taken_over = []
-
-    def meanwhile():
-        taken_over.append(1)
-        other = Folder(*place)
-
-        def create(name, data):
-            if name.startswith("_commits"):
-                raise Dead
-            return Folder.create(other, name, data)
-
-        other.create = create
-        with pytest.raises(Dead):
-            _write(Ledger(other), "the new owner")
-
-    def fence():
-        if taken_over:
-            raise LockHeld("taken over")
-
-    try:
-        _write(Ledger(Paused(place, number, meanwhile), fence), "the old")
-    except LockHeld:
-        assert taken_over
-    folder = Folder(*place)
-    if Ledger(folder).units():
-        _assert_whole(folder)
-
-
 def test_a_process_stopped_in_the_middle_of_a_rename_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "_RENAME_S", 0.1)
     stopped, other = Folder(str(tmp_path)), Folder(str(tmp_path))
