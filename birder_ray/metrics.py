@@ -53,5 +53,5 @@ class Metrics:
         for step, seconds in record.seconds.items():
             if seconds > 0:
                 self.seconds.inc(seconds, {"step": step})
-        if meter.total is not None:
-            self.left.set(max(0, meter.total - meter.before - meter.images - meter.errors))
+        if meter.left is not None:
+            self.left.set(meter.left)

@@ -109,8 +109,11 @@ class Meter:
         return {s: min(1.0, self.busy[s] / elapsed / n) if elapsed else 0.0 for s, n in self.workers.items()}
 
     @property
+    def left(self) -> int | None:
+        """Samples of the plan yet to score; None where the total is unknown."""
+        return None if self.total is None else max(0, self.total - self.before - self.images - self.errors)
+
+    @property
     def eta_s(self) -> float | None:
         """Seconds left; None where the total or the rate is unknown."""
-        if self.total is None or not self.images_per_s:
-            return None
-        return max(0, self.total - self.before - self.images - self.errors) / self.images_per_s
+        return None if self.left is None or not self.images_per_s else self.left / self.images_per_s
