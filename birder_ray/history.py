@@ -56,28 +56,33 @@ def changes(before: Snapshot | None, after: Snapshot) -> Changes:
     return Changes(sorted(new.keys() - both), changed, sorted(old.keys() - both), len(both) - len(changed))
 
 
-def take(folder: Folder) -> Snapshot | None:
-    """Write a snapshot of what the destination holds, if that is finished and there is none yet, and return it.
+def take(folder: Folder) -> None:
+    """Write a snapshot of what the destination holds, if that is finished and there is none yet.
 
     Raises ConfigError where the manifest is damaged.
     """
     manifest = manifests.load(folder)
     if manifest is None or not manifest["finished"] or not folder.exists(SUCCESS):
-        return None
+        return
     name = _name(manifest["finished"])
     if name not in names(folder):
         inputs = {each["name"]: each["fingerprint"] for each in manifest["inputs"]}
         units = sorted(Ledger(folder).units())
         told = {"recipe": manifest["recipe"]["key"], "samples": manifest["totals"]["samples"]}
         if not folder.exists(SUCCESS):
-            return None  # another run has begun meanwhile
+            return  # another run has begun meanwhile
         folder.create(_path(name), to_json({**told, "inputs": inputs, "units": units}))
-    return read(folder, name)
 
 
 def names(folder: Folder) -> list[str]:
     """Names of all snapshots, oldest first."""
     return sorted(name.removesuffix(".json") for name in folder.names(SNAPSHOTS) if name.endswith(".json"))
+
+
+def latest(folder: Folder) -> Snapshot | None:
+    """Raises ConfigError where it is damaged."""
+    known = names(folder)
+    return read(folder, known[-1]) if known else None
 
 
 def read(folder: Folder, name: str) -> Snapshot:

@@ -62,7 +62,10 @@ def rerun(
     Folder(config.destination, config.destination_options).check()
     config = _placed(config, observer)
     folder = Folder(config.destination, config.destination_options)
-    before = _latest(folder) or history.take(folder)
+    before = history.latest(folder)
+    if before is None:
+        history.take(folder)  # of what plain runs left
+        before = history.latest(folder)
     where = redact(config.destination)
     told: dict[str, Any] = {"started": started, "destination": where, "versions": manifests.versions()}
     try:
@@ -74,7 +77,7 @@ def rerun(
         with suppress(Exception):  # storage that failed the run fails this too; what the run said comes first
             history.record(folder, started, told | {"outcome": outcome, "seconds": time.monotonic() - clock})
         raise
-    after = _latest(folder)
+    after = history.latest(folder)
     assert after is not None, "a run that returns has finished, and left a snapshot"
     done = Rerun(summary, after.name, history.changes(before, after), _forget(folder, keep))
     history.record(folder, started, told | done.told())
@@ -104,8 +107,3 @@ def _placed(config: RunConfig, observer: Observer) -> RunConfig:
             )
             follow["destination"] = sibling
     return config.model_copy(update=follow)
-
-
-def _latest(folder: Folder) -> history.Snapshot | None:
-    known = history.names(folder)
-    return history.read(folder, known[-1]) if known else None
