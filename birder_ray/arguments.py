@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 
 import click
 
-from birder_ray.config import RunConfig, override, put
+from birder_ray.config import RunConfig
 from birder_ray.errors import ConfigError
+from birder_ray.fields import override, put
 
 F = TypeVar("F", bound=Callable[..., Any])
 

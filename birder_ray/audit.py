@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 from birder_ray import deep as contents
 from birder_ray import manifest as manifests
 from birder_ray.check import Check, Finding, hashes_of
-from birder_ray.commit import CLASSES, SUCCESS, Ledger, Record, record_name
+from birder_ray.commit import CLASSES, SUCCESS, Ledger
 from birder_ray.errors import ConfigError
 from birder_ray.folder import Folder
 from birder_ray.parts import part_name
 from birder_ray.plan import split_name, unit_name, unit_prefix
+from birder_ray.record import Record, record_name
 from birder_ray.schema import ERRORS, OUTPUT_TABLES, WHOLE_SHARD
 from birder_ray.source.base import Shard
 from birder_ray.source.fetch import prefetch
@@ -63,7 +64,7 @@ def audit(ledger: Ledger, manifest: Mapping[str, Any], deep: bool = False) -> Au
         names, problem = contents.class_names(ledger.folder)
         findings += [Finding(problem, name=CLASSES)] if problem else []
         content = contents.Content(manifest["recipe"]["facts"]["tables"], names)
-    check = Check(ledger, manifest["recipe"], manifest["unit_rows"], content)
+    check = Check(ledger, manifest, content)
     chain, odd, totals = _Chain(manifest), contents.Oddities(), Totals()
     listed: dict[str, int] = {}
     hashes = array("Q")

@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pandas.util import hash_array
 
-from birder_ray.commit import Ledger, Record
+from birder_ray.commit import Ledger
 from birder_ray.deep import Content, shape
 from birder_ray.errors import ConfigError, VerifyFailed
 from birder_ray.manifest import Recipe
 from birder_ray.parts import part_name
 from birder_ray.plan import split_name
+from birder_ray.record import Record
 from birder_ray.schema import ERRORS, KEY_FIELDS, WHOLE_SHARD, part_metadata
 from birder_ray.totals import Totals
 
@@ -57,10 +58,11 @@ class Checked:
 class Check:
     """Checks one unit by itself."""
 
-    def __init__(self, ledger: Ledger, recipe: Mapping[str, Any], unit_rows: int, content: Content | None):
+    def __init__(self, ledger: Ledger, manifest: Mapping[str, Any], content: Content | None):
         self.ledger = ledger
-        self.recipe = Recipe(**recipe)
-        self.unit_rows = unit_rows
+        self.recipe = Recipe(**manifest["recipe"])
+        self.unit_rows: int = manifest["unit_rows"]
+        self.adding = frozenset(manifest.get("adding", ()))
         self.content = content
 
     def __call__(self, unit: str) -> Checked:
@@ -94,7 +96,9 @@ class Check:
     def _misfits(self, record: Record, outputs: Sequence[pa.Table], held: pa.Table) -> Iterator[str]:
         """How the parts of a unit, each as committed, do not go together."""
         unit, rows = record.unit, self.unit_rows
-        if len(outputs) != (len(self.recipe.tables) if record.rows else 0):
+        due = self.recipe.tables.keys() if record.rows else set()
+        has = record.parts.keys() - {ERRORS}
+        if has - due or due - has - self.adding:
             yield f"{unit}: a table is missing from its commit"
         if any(not table.equals(outputs[0]) for table in outputs):
             yield f"{unit}: its tables hold different samples"

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import cache
 from typing import Any
 
 import click
@@ -10,25 +11,41 @@ from rich.markup import escape
 
 from birder_ray.arguments import config_of, destination, job_options, pairs
 from birder_ray.config import RunConfig
-from birder_ray.console import ADVICE, Console, duration, fail, messages, results, show_probe, show_rerun, show_summary
-from birder_ray.errors import BirderRayError, ConfigError, VerifyFailed, printable
+from birder_ray.console import Console, fail, messages, results, show_probe, show_rerun, show_status, show_summary
+from birder_ray.errors import LOG_FORMAT, BirderRayError, ConfigError, Stopped, VerifyFailed, printable
+from birder_ray.jsonlog import JsonLog
 from birder_ray.schema import ERRORS, OUTPUT_TABLES
 from birder_ray.stop import STOPPED, Stop
+
+
+@cache
+def _log() -> JsonLog | None:
+    """Where messages go instead of to people."""
+    if os.environ.get(LOG_FORMAT) != "json":
+        return None
+    log = JsonLog()
+    log.listen()
+    return log
 
 
 def _run(config: RunConfig) -> None:
     from birder_ray.pipeline import run
 
-    console = Console()
-    with Stop(config.run.stop_within_s, console.notice).on_signals() as stop:
-        summary = run(config, console, stop)
+    observer = _log() or Console()
+    with Stop(config.run.stop_within_s, observer.notice).on_signals() as stop:
+        summary = run(config, observer, stop)
+    observer.done(summary)
     show_summary(summary)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="birder-ray")
-def app() -> None:
+@click.option(
+    "--log", type=click.Choice(["text", "json"]), default="text", envvar=LOG_FORMAT, help="form of the messages"
+)
+def app(log: str) -> None:
     """Score millions of wildlife photos with pretrained birder networks, exactly once."""
+    os.environ[LOG_FORMAT] = log
 
 
 @app.command()
@@ -59,9 +76,10 @@ def rerun(pipeline: str, overrides: tuple[str, ...], keep: int | None, as_json: 
     """Bring the output of PIPELINE up to date: score what is new or changed in its source, retire what has left it."""
     from birder_ray.rerun import rerun as follow
 
-    config, console = RunConfig.from_yaml(pipeline, overrides), Console()
-    with Stop(config.run.stop_within_s, console.notice).on_signals() as stop:
-        done = follow(config, console, stop, keep)
+    config, observer = RunConfig.from_yaml(pipeline, overrides), _log() or Console()
+    with Stop(config.run.stop_within_s, observer.notice).on_signals() as stop:
+        done = follow(config, observer, stop, keep)
+    observer.done(done.summary)
     if as_json:
         click.echo(json.dumps(done.told(), ensure_ascii=False))
     else:
@@ -112,6 +130,8 @@ def plan(source: tuple[str, ...], overrides: tuple[str, ...], probing: bool, **t
     results.print(f"units    {found.units_done:,} done, {_count(found.units_todo)} to do")
     if found.units_foreign:
         results.print(f"         {found.units_foreign:,} in the output belong to other inputs or another recipe")
+    if found.units_growing:
+        results.print(f"adds     {' and '.join(found.adds)} to {found.units_growing:,} of them that are there")
     if found.differs:
         fate = "replaced" if config.run.overwrite else "refused "
         results.print(f"{fate} the output holds results of another recipe: {escape(found.differs)}")
@@ -137,26 +157,7 @@ def status(dest: str, options: tuple[str, ...]) -> None:
     """Say how far the run that writes DEST is, from its commits alone."""
     from birder_ray.verify import status as read_status
 
-    found = read_status(dest, pairs("--option", options))
-    totals = found.totals
-    state = f"finished {found.finished}" if found.finished else "unfinished; run the same command again to go on"
-    results.print(f"{escape(found.destination)}: {escape(state)}")
-    results.print(f"model    {escape(found.model)}")
-    if found.estimated:
-        results.print("estimate from some of the commits, as there are very many")
-    results.print(f"shards   {found.ended:,} of {found.shards:,} done")
-    results.print(f"images   {totals.rows:,} scored, {totals.errors:,} quarantined, in {totals.units:,} units")
-    sizes = {"read": totals.bytes_read, **totals.bytes}
-    results.print(f"bytes    {', '.join(f'{name} {size / 1e6:,.1f} MB' for name, size in sizes.items())}")
-    results.print(f"seconds  {', '.join(f'{step} {duration(spent)}' for step, spent in totals.seconds.items()) or '0'}")
-    if found.slowest and totals.samples:
-        spent, worked, passed = (
-            f"{1e3 * seconds / totals.samples:,.1f}"
-            for seconds in (totals.seconds[found.slowest], found.worked_s, found.passed_s)
-        )
-        between = f"; {passed} ms pass between the steps" if found.passed_s else ""
-        results.print(f"slowest  {found.slowest}: {spent} of {worked} ms of work per image{between}")
-        results.print(f"         if its workers were busy all the time: {ADVICE[found.slowest]}")
+    show_status(read_status(dest, pairs("--option", options)))
 
 
 @app.command()
@@ -255,20 +256,28 @@ def demo(folder: str) -> None:
     demonstration.show(config.destination)
 
 
+def _fail(error: BirderRayError) -> int:
+    log = _log()
+    return log.failed(error) if log else fail(error)
+
+
 def main() -> None:
     """Entry point: every error of the user's is one plain line."""
     try:
         app(standalone_mode=False)
     except BirderRayError as error:
-        sys.exit(fail(error))
+        sys.exit(_fail(error))
     except click.ClickException as error:
-        sys.exit(fail(ConfigError(error.format_message())))
+        sys.exit(_fail(ConfigError(error.format_message())))
     except (KeyboardInterrupt, click.Abort):
-        messages.print(STOPPED)
+        if log := _log():
+            log.failed(Stopped(STOPPED))
+        else:
+            messages.print(STOPPED)
         sys.stdout.flush()
         os._exit(1)  # threads that were in the midst of importing torch can crash an interpreter that ends in order
     except Exception as error:
         if os.environ.get("BIRDER_RAY_DEBUG"):
             raise
         text = f"{type(error).__name__}: {error} (a fault of birder-ray; BIRDER_RAY_DEBUG=1 shows where)"
-        sys.exit(fail(BirderRayError(text)))
+        sys.exit(_fail(BirderRayError(text)))

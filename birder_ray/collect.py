@@ -8,10 +8,11 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from birder_ray.commit import Ledger, Record
+from birder_ray.commit import Ledger
 from birder_ray.errors import BirderRayError, RunFailed
 from birder_ray.manifest import Recipe
 from birder_ray.parts import Part, Parts
+from birder_ray.record import Record
 from birder_ray.schema import ERRORS_SCHEMA, WHOLE_SHARD
 from birder_ray.scored import Scored
 from birder_ray.storage import redact
@@ -46,6 +47,7 @@ class Collector:
     Args:
         writer: of the parts. leftovers: names of those that stood before the run.
         on_commit: called after each commit, in the thread that calls `add` or `drain`.
+        growing: names of the units that stay as they are but for the tables they lack.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Collector:
         writer: Writer,
         leftovers: Container[str],
         on_commit: Callable[[Record], None],
+        growing: Container[str] = frozenset(),
     ):
         self.ledger = ledger
         self.recipe = recipe
@@ -63,6 +66,7 @@ class Collector:
         self.writer = writer
         self.leftovers = leftovers
         self.on_commit = on_commit
+        self.growing = growing
         self.pending: dict[str, _Pending] = {}
         self.writing: list[Future[Record]] = []
         self.committed = 0
@@ -124,4 +128,5 @@ class Collector:
             bytes_read=sum(chunk.bytes_read for chunk in chunks),
             engines=sum((Counter({chunk.engine: chunk.images}) for chunk in chunks if chunk.engine), Counter()),
             leftovers=self.leftovers,
+            growing=unit in self.growing,
         )

@@ -12,9 +12,8 @@ import re
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 
@@ -22,9 +21,9 @@ from birder_ray.errors import ConfigError, RunFailed
 from birder_ray.folder import Folder, to_json
 from birder_ray.manifest import Recipe, now
 from birder_ray.parts import Part, Parts, part_name
-from birder_ray.schema import ERRORS, OUTPUT_TABLES, part_metadata
+from birder_ray.record import COMMITS, Record, record_name
+from birder_ray.schema import ERRORS, ERRORS_SCHEMA, OUTPUT_TABLES, part_metadata
 
-COMMITS = "_commits"
 RETIRED = "_retired"
 SUCCESS = "_SUCCESS"
 CLASSES = "classes.parquet"
@@ -34,55 +33,17 @@ _ATTEMPTS = 5
 _UNIT_FILE = re.compile(r"(.+-[0-9a-f]{12}-\d{6,})\.(json|parquet)")
 
 
-@dataclass(frozen=True)
-class Record:
-    """What `_commits/<unit>.json` says.
-
-    Args:
-        samples: read from the shard, equals rows + errors. rows: in each output table. errors: in the errors table.
-        end: the shard ends with this unit. limited: cut short by --limit, to be done again without it.
-        damaged: the shard could not be read further, and the errors hold a row for it.
-        seconds: spent by step (read, decode, infer, write), between the steps (wait) and on moving the data from one to
-            the other (transfer), summed over the unit's chunks. bytes_read: encoded images.
-        engines: rows by the engine that scored them, eager or compiled.
-    """
-
-    unit: str
-    shard: str
-    recipe: str
-    samples: int
-    rows: int
-    errors: int
-    end: bool
-    limited: bool
-    damaged: bool
-    parts: dict[str, Part]
-    seconds: dict[str, float] = field(default_factory=dict)
-    bytes_read: int = 0
-    engines: dict[str, int] = field(default_factory=dict)
-    finished: str = ""
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Record":
-        """Raises TypeError, KeyError or AttributeError where `value` is no record."""
-        return cls(**{**value, "parts": {table: Part(**part) for table, part in value["parts"].items()}})
-
-
-def record_name(unit: str) -> str:
-    """Path of a commit record in the destination."""
-    return f"{COMMITS}/{unit}.json"
-
-
 class Ledger:
     """The commits of one destination.
 
     Args:
-        fence: raises where the destination has another owner by now.
+        fence: raises where the destination has another owner by now. run: name of the run whose commits it makes.
     """
 
-    def __init__(self, folder: Folder, fence: Callable[[], None] = lambda: None):
+    def __init__(self, folder: Folder, fence: Callable[[], None] = lambda: None, run: str = ""):
         self.folder = folder
         self.fence = fence
+        self.run = run
 
     def units(self) -> set[str]:
         """Names of the units that are done; files that are no commits of ours are left out."""
@@ -178,6 +139,7 @@ class Ledger:
         bytes_read: int,
         engines: Mapping[str, int],
         leftovers: Container[str],
+        growing: bool = False,
     ) -> Record:
         """Write the parts of a unit, then its record.
 
@@ -185,24 +147,33 @@ class Ledger:
             rows: of each output table. errors: rows of the errors table. Of a table without rows no file is written.
             put: calls `Parts.write`, wherever the output tables are.
             leftovers: names of parts that stood before the run; one that this attempt does not write is deleted.
+            growing: it is committed, and lacks a table; what it has stays, if its rows are still what they were.
 
         Raises:
             LockHeld: the destination has another owner. RunFailed: files of this unit keep being written by another.
         """
         started = time.perf_counter()
+        if growing:
+            balance = (rows, errors.num_rows, end, limited, damaged)
+            if grown := self._grow(unit, recipe, balance, put, leftovers, seconds):
+                return grown
+            stands = self.read(unit)
+            if rows < stands.rows:
+                raise RunFailed(
+                    f"{unit}: {stands.rows} rows of it stand, and {rows} came of it now ({errors.num_rows} errors), so "
+                    f"no table is added to it, and nothing taken from it; mend its source, or choose another --output"
+                )
+            self.retract(unit)
         made = [*(recipe.tables if rows else ()), *([ERRORS] if errors.num_rows else ())]
         for table in {*recipe.tables, ERRORS}.difference(made):
             if part_name(table, unit) in leftovers:
                 self.discard(part_name(table, unit))
         metadata = {table: part_metadata(recipe.part(table), unit) for table in made}
-        names = [part_name(table, unit) for table in made]
-        for attempt in range(_ATTEMPTS):
-            versions = self._standing(unit, [name for name in names if attempt or name in leftovers])
-            parts = put(Parts(self.folder, self.fence, unit, metadata, errors, versions))
-            if parts is not None:
-                break
-        else:
-            raise RunFailed(f"{unit}: another process keeps writing its parts")
+
+        def standing(names: Iterable[str]) -> dict[str, str]:
+            return self._standing(unit, names, limited)
+
+        parts = self._put_parts(Parts(self.folder, self.fence, unit, metadata, errors, {}), put, leftovers, standing)
         if any(part.rows != (errors.num_rows if table == ERRORS else rows) for table, part in parts.items()):
             raise RunFailed(f"{unit}: its rows were lost and made again, and are others now; run again to resume")
         record = Record(
@@ -220,18 +191,74 @@ class Ledger:
             bytes_read=bytes_read,
             engines=dict(engines),
             finished=now(),
+            run=self.run,
         )
         self._put(record_name(unit), to_json(asdict(record)))
         return record
 
-    def _standing(self, unit: str, names: Iterable[str]) -> dict[str, str]:
+    def _grow(
+        self,
+        unit: str,
+        recipe: Recipe,
+        balance: tuple[int, int, bool, bool, bool],
+        put: Callable[[Parts], dict[str, Part] | None],
+        leftovers: Container[str],
+        seconds: Mapping[str, float],
+    ) -> Record | None:
+        """Add to a committed unit the parts that it lacks, then replace its record; until then the old one is true.
+
+        Returns:
+            The new record. None: it cannot be added to, as its rows are others now or a part of it is damaged.
+        """
+        started = time.perf_counter()
+        record = self.read(unit)
+        if balance != (record.rows, record.errors, record.end, record.limited, record.damaged):
+            return None
+        metadata = {t: part_metadata(recipe.part(t), unit) for t in recipe.tables if t not in record.parts}
+        smallest = min(recipe.tables.keys() & record.parts.keys(), key=lambda table: record.parts[table].bytes)
+        beside = (part_name(smallest, unit), record.parts[smallest].sha256)
+        more = Parts(self.folder, self.fence, unit, metadata, ERRORS_SCHEMA.empty_table(), {}, beside)
+        parts = self._put_parts(more, put, leftovers, self._versions)
+        if any(part.rows != record.rows for part in parts.values()) or not parts:
+            return None
+        now_spent = {**seconds, "write": time.perf_counter() - started}
+        spent = {step: record.seconds.get(step, 0.0) + now_spent.get(step, 0.0) for step in record.seconds | now_spent}
+        added = record.added | dict.fromkeys(parts, self.run)
+        record = replace(record, parts=record.parts | parts, seconds=spent, added=added)
+        self._put(record_name(unit), to_json(asdict(record)))
+        return record
+
+    def _put_parts(
+        self,
+        parts: Parts,
+        put: Callable[[Parts], dict[str, Part] | None],
+        leftovers: Container[str],
+        look: Callable[[Iterable[str]], dict[str, str]],
+    ) -> dict[str, Part]:
+        """What `put` has written, given the versions that `look` finds of the files that stand."""
+        names = [part_name(table, parts.unit) for table in parts.metadata]
+        for attempt in range(_ATTEMPTS):
+            versions = look([name for name in names if attempt or name in leftovers])
+            written = put(replace(parts, versions=versions))
+            if written is not None:
+                return written
+        raise RunFailed(f"{parts.unit}: another process keeps writing its parts")
+
+    def _standing(self, unit: str, names: Iterable[str], limited: bool) -> dict[str, str]:
         """Versions of those files of a unit that are there, of an attempt that a crash, or a new owner, cut short. They
         are looked at before the fence: whoever owns the lock later writes other versions."""
-        versions = {name: version for name in names if (version := self.folder.version(name)) is not None}
+        versions = self._versions(names)
         if versions and self.folder.exists(record_name(unit)):
+            if limited and not self.read(unit).limited:
+                raise RunFailed(
+                    f"{unit}: is committed, and whole, which the listing of its folder did not show; run again"
+                )
             # That attempt came to its record after all, which is about to be no longer true
             self.discard(record_name(unit))
         return versions
+
+    def _versions(self, names: Iterable[str]) -> dict[str, str]:
+        return {name: version for name in names if (version := self.folder.version(name)) is not None}
 
     def _put(self, name: str, data: bytes) -> None:
         """Write a record. What stands there is of an attempt that lost the lock."""

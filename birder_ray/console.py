@@ -15,6 +15,7 @@ from birder_ray.schema import DECODE, INFER, READ
 if TYPE_CHECKING:
     from birder_ray.probe import Probe
     from birder_ray.rerun import Rerun
+    from birder_ray.verify import Status
 
 _LINE_EVERY_S = 60.0
 _BUSY = 0.8
@@ -128,6 +129,29 @@ def show_rerun(done: "Rerun") -> None:
     )
     results.print(f"[bold]{'snapshot':<10}[/]{done.snapshot}")
     show_summary(done.summary)
+
+
+def show_status(found: "Status") -> None:
+    """How far a destination is (standard output)."""
+    totals = found.totals
+    state = f"finished {found.finished}" if found.finished else "unfinished; run the same command again to go on"
+    results.print(f"{escape(found.destination)}: {escape(state)}")
+    results.print(f"model    {escape(found.model)}")
+    if found.estimated:
+        results.print("estimate from some of the commits, as there are very many")
+    results.print(f"shards   {found.ended:,} of {found.shards:,} done")
+    results.print(f"images   {totals.rows:,} scored, {totals.errors:,} quarantined, in {totals.units:,} units")
+    sizes = {"read": totals.bytes_read, **totals.bytes}
+    results.print(f"bytes    {', '.join(f'{name} {size / 1e6:,.1f} MB' for name, size in sizes.items())}")
+    results.print(f"seconds  {', '.join(f'{step} {duration(spent)}' for step, spent in totals.seconds.items()) or '0'}")
+    if found.slowest and totals.samples:
+        spent, worked, passed = (
+            f"{1e3 * seconds / totals.samples:,.1f}"
+            for seconds in (totals.seconds[found.slowest], found.worked_s, found.passed_s)
+        )
+        between = f"; {passed} ms pass between the steps" if found.passed_s else ""
+        results.print(f"slowest  {found.slowest}: {spent} of {worked} ms of work per image{between}")
+        results.print(f"         if its workers were busy all the time: {ADVICE[found.slowest]}")
 
 
 def show_probe(found: "Probe | None") -> None:

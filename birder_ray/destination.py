@@ -7,13 +7,14 @@ from dataclasses import asdict
 
 from birder_ray import manifest as manifests
 from birder_ray.classes import classes_table
-from birder_ray.commit import CLASSES, COMMITS, SUCCESS, Ledger, record_name
+from birder_ray.commit import CLASSES, SUCCESS, Ledger
 from birder_ray.config import RunConfig
 from birder_ray.errors import ConfigError
 from birder_ray.folder import to_json
 from birder_ray.manifest import MANIFEST, ModelFacts, Recipe, now
 from birder_ray.parts import encode, part_name
 from birder_ray.plan import Plan
+from birder_ray.record import COMMITS, record_name
 from birder_ray.schema import ERRORS, OUTPUT_TABLES, part_metadata
 from birder_ray.source.base import Shard
 from birder_ray.storage import redact
@@ -28,6 +29,9 @@ class Destination:
 
     Args:
         config, recipe, model, class_names, shards: what this run is about.
+
+    Attributes:
+        recipe: of this run, under the key that the destination has. adding: tables that its units may lack.
 
     Raises:
         ConfigError: it holds results of another recipe, and `overwrite` is not set.
@@ -44,19 +48,31 @@ class Destination:
     ):
         self.ledger = ledger
         self.folder = ledger.folder
-        self.recipe = recipe
         self.config = config
-        self.manifest = manifests.new_manifest(config, recipe, model, shards)
         stored = manifests.load(self.folder)
-        self.replaces = stored is not None and stored["recipe"]["key"] != recipe.key
+        within = recipe.within(stored["recipe"]) if stored else recipe
+        self.replaces = within is None
+        if stored is not None and self.replaces and recipe.key == stored["recipe"]["key"]:
+            recipe = recipe.apart(stored["created"])  # it began as this one, and tables were added
         if stored is not None and self.replaces and not config.run.overwrite:
             what = manifests.difference(recipe.facts, stored["recipe"]["facts"])
+            left_out = stored["recipe"]["tables"].keys() - recipe.tables.keys()
+            if left_out and recipe.tables.items() <= stored["recipe"]["tables"].items():
+                raise ConfigError(
+                    f"{redact(self.folder.url)} holds {' and '.join(sorted(left_out))} besides: name all its tables in "
+                    f"--outputs, or choose another --output"
+                )
             raise ConfigError(
                 f"{redact(self.folder.url)} holds results of another recipe ({what}); "
                 f"choose another --output, or replace them with --overwrite"
             )
+        self.recipe = within or recipe
+        self.manifest = manifests.new_manifest(config, self.recipe, model, shards)
+        self.adding: list[str] = []
         if stored is not None and not self.replaces:
-            self.manifest |= {"unit_rows": stored["unit_rows"], "created": stored["created"]}
+            grown = self.recipe.tables.keys() - stored["recipe"]["tables"].keys() | set(stored.get("adding", ()))
+            self.adding = sorted(grown)
+            self.manifest |= {"unit_rows": stored["unit_rows"], "created": stored["created"], "adding": self.adding}
         self.unit_rows: int = self.manifest["unit_rows"]
         self.classes = encode(classes_table(class_names), part_metadata(recipe.core, ""))
         self.stored = stored
@@ -120,8 +136,10 @@ class Destination:
         # Parts are listed before units: one that is committed meanwhile, by whoever, is no stray then
         parts = {table: self.ledger.parts(table) for table in (*OUTPUT_TABLES, ERRORS)}
         units = self.ledger.units()
+        left = False
         for record in self.ledger.records(sorted(units - counted)):
             totals.add(record)
+            left = left or record.lacks(self.adding)
         for table, present in parts.items():
             for unit in present - units - counted:
                 if not self.folder.exists(record_name(unit)):  # the listings of some stores lag behind
@@ -133,7 +151,10 @@ class Destination:
         self.ledger.fence()
         for place in ("", COMMITS, *OUTPUT_TABLES, ERRORS):
             self.folder.sweep(place)
-        self.ledger.overwrite(MANIFEST, to_json(self.manifest | {"finished": now(), "totals": asdict(totals)}))
+        told = {} if left else {"finished": now(), "totals": asdict(totals), "adding": []}
+        self.ledger.overwrite(MANIFEST, to_json(self.manifest | told))
+        if left:
+            return  # some units, beyond a --limit, lack a table that others have
         success = {"recipe": self.recipe.key, "finished": now(), "samples": totals.samples}
         self.ledger.overwrite(SUCCESS, to_json(success))
 
@@ -150,6 +171,7 @@ class Destination:
         return (
             stored is not None
             and stored["recipe"]["key"] == self.recipe.key
+            and stored["recipe"]["tables"] == self.recipe.tables
             and stored["totals"] is not None
             and stored["totals"]["samples"] == totals.samples
             and stored["config"]["source"]["limit"] == self.config.source.limit

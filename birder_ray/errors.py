@@ -46,6 +46,10 @@ def printable(text: str) -> str:
     )
 
 
+LOG_FORMAT = "BIRDER_RAY_LOG"
+"""Environment variable: json has messages, of this process and its workers, written as JSON."""
+
+
 class BirderRayError(Exception):
     """Base class of every error that birder-ray raises on purpose.
 

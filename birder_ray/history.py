@@ -4,17 +4,16 @@ A snapshot lists units. Those that have left the tables since lie in `_retired/`
 source (`run.incremental`); the others stand in the tables as they did.
 """
 
-import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from birder_ray import manifest as manifests
 from birder_ray.commit import RETIRED, SUCCESS, Ledger
 from birder_ray.errors import ConfigError
 from birder_ray.folder import Folder, to_json
 from birder_ray.parts import part_name
+from birder_ray.runs import compact
 from birder_ray.schema import ERRORS, OUTPUT_TABLES
 from birder_ray.storage import redact
 
@@ -64,7 +63,7 @@ def take(folder: Folder) -> None:
     manifest = manifests.load(folder)
     if manifest is None or not manifest["finished"] or not folder.exists(SUCCESS):
         return
-    name = _name(manifest["finished"])
+    name = compact(manifest["finished"])
     if name not in names(folder):
         inputs = {each["name"]: each["fingerprint"] for each in manifest["inputs"]}
         units = sorted(Ledger(folder).units())
@@ -144,10 +143,6 @@ def _path(name: str) -> str:
     return f"{SNAPSHOTS}/{name}.json"
 
 
-def _name(time: str) -> str:
-    return datetime.fromisoformat(time).astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
-
-
 def _moment(at: str) -> str:
     try:
         moment = datetime.fromisoformat(at)
@@ -155,9 +150,4 @@ def _moment(at: str) -> str:
         raise ConfigError(f"{at}: no date or time; write it as 2026-11-22 or 2026-11-22T15:40:00") from None
     if len(at) == len("2026-11-22"):
         moment = moment.replace(hour=23, minute=59, second=59)
-    return _name((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat())
-
-
-def record(folder: Folder, began: str, told: Mapping[str, Any]) -> None:
-    """Leave what a run that began then did in `_runs/`."""
-    folder.create(f"_runs/{_name(began)}-{uuid.uuid4().hex[:6]}.json", to_json(dict(told)))
+    return compact((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat())

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -39,7 +39,7 @@ class ModelFacts:
 class Recipe:
     """What determines values: `core` for all tables, and one hash per table for that table's own options.
 
-    `key` stands for the whole; units are named by it.
+    `key` stands for the whole, as it was before tables were added to it; units are named by it.
     """
 
     key: str
@@ -61,6 +61,17 @@ class Recipe:
         core = _digest(facts)
         tables = {name: _digest([core, options]) for name, options in own.items()}
         return cls(_digest([core, tables]), core, tables, {**facts, "tables": own})
+
+    def within(self, stored: Mapping[str, Any]) -> "Recipe | None":
+        """This recipe under the key of that of a destination, which it may add tables to; None where they differ in
+        anything else."""
+        if self.core != stored["core"] or stored["tables"].items() - self.tables.items():
+            return None
+        return replace(self, key=stored["key"])
+
+    def apart(self, mark: str) -> "Recipe":
+        """This recipe under a key that no other has: units of the old tables may bear its own."""
+        return replace(self, key=_digest([self.key, mark]))
 
     def part(self, table: str) -> str:
         """Recipe id as a part of `table` carries it."""
@@ -153,6 +164,7 @@ def new_manifest(config: RunConfig, recipe: Recipe, model: ModelFacts, shards: S
             {"name": s.name, "uri": redact(s.uri), "size": s.size, "fingerprint": s.fingerprint} for s in shards
         ],
         "totals": None,
+        "adding": [],
     }
 
 

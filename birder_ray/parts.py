@@ -38,6 +38,7 @@ class Parts:
         unit: its name. metadata: key-value metadata of each file, by table; no other table gets one.
         errors: rows of the errors table.
         versions: of the files that stand there, by name. They, and no others, may be replaced.
+        beside: name and sha256 of a part of this unit that stays, where these are added to it.
     """
 
     folder: Folder
@@ -46,6 +47,7 @@ class Parts:
     metadata: Mapping[str, Mapping[str, str]]
     errors: pa.Table
     versions: Mapping[str, str]
+    beside: tuple[str, str] | None = None
 
     def write(self, tables: Mapping[str, pa.Table]) -> dict[str, Part] | None:
         """Encode and write them.
@@ -54,13 +56,16 @@ class Parts:
             tables: the output tables, with the same rows in the same order.
 
         Returns:
-            What was written, by table. None: a file stands there that is not in `versions`, of another attempt.
+            What was written, by table; nothing where the part beside them is not what was committed, or has other
+            rows. None: a file stands there that is not in `versions`, of another attempt.
 
         Raises:
             AssertionError: the tables do not hold the same samples. LockHeld: the destination has another owner.
         """
         keys = [table.column("sample") for table in tables.values()]
         assert all(key.equals(keys[0]) for key in keys), f"{self.unit}: the tables disagree on their samples"
+        if self.beside is not None and not self._go_with(*self.beside, keys[0]):
+            return {}
         parts = {}
         for name, metadata in self.metadata.items():
             table, path = self.errors if name == ERRORS else tables[name], part_name(name, self.unit)
@@ -70,6 +75,16 @@ class Parts:
                 return None
             parts[name] = Part(table.num_rows, len(data), hashlib.sha256(data).hexdigest())
         return parts
+
+    def _go_with(self, name: str, sha256: str, samples: pa.ChunkedArray) -> bool:
+        try:
+            data = self.folder.read(name)
+        except FileNotFoundError:
+            return False
+        if hashlib.sha256(data).hexdigest() != sha256:
+            return False
+        standing = pq.read_table(pa.BufferReader(data), columns=["sample"]).column("sample")
+        return bool(standing.cast(samples.type).equals(samples))
 
 
 def encode(table: pa.Table, metadata: Mapping[str, str]) -> bytes:

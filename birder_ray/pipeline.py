@@ -4,13 +4,13 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from birder_ray import history, runtime
 from birder_ray.arrivals import Far, Near
 from birder_ray.chunk import InputSpec
 from birder_ray.collect import Collector, Writer
-from birder_ray.commit import SUCCESS, Ledger, Record
+from birder_ray.commit import SUCCESS, Ledger
 from birder_ray.config import RunConfig
 from birder_ray.destination import Destination
 from birder_ray.errors import BirderRayError, RunFailed, Stopped
@@ -18,12 +18,14 @@ from birder_ray.folder import Folder
 from birder_ray.guard import ATTEMPTS
 from birder_ray.lock import Lock
 from birder_ray.manifest import ModelFacts, Recipe
-from birder_ray.metrics import Metrics
+from birder_ray.metrics import Metrics, exported
 from birder_ray.plan import Plan, make_plan, split_name, unit_name
 from birder_ray.progress import Meter, Observer, RunSummary
+from birder_ray.record import Record
 from birder_ray.retries import is_transient
+from birder_ray.runs import RunRecord
 from birder_ray.scored import Scored
-from birder_ray.session import session
+from birder_ray.session import job, session
 from birder_ray.sizes import choose_sizes
 from birder_ray.source import count_samples, list_shards
 from birder_ray.stop import Stop
@@ -34,13 +36,16 @@ _JUDGED_AFTER = 200
 """Samples after which the error rate is judged while a run goes on."""
 
 
-def run(config: RunConfig, observer: Observer | None = None, stop: Stop | None = None) -> RunSummary:
+def run(
+    config: RunConfig, observer: Observer | None = None, stop: Stop | None = None, record: RunRecord | None = None
+) -> RunSummary:
     """Score everything in the source that the destination does not hold yet.
 
     Running it again is the resume; where nothing is left to do, it returns within seconds.
 
     Args:
         config: what to do. observer: told of the progress. stop: asks the run to end early, with its units whole.
+        record: of this run, which then is its caller's to end; None: it leaves one if there is something to do.
 
     Raises:
         ConfigError: the source, the model or the destination cannot be used as asked.
@@ -49,8 +54,19 @@ def run(config: RunConfig, observer: Observer | None = None, stop: Stop | None =
         Stopped: `stop` asked for it; what is committed stands.
     """
     folder = Folder(config.destination, config.destination_options)
+    if record is None:
+        record = RunRecord(folder)
+        try:
+            summary = run(config, observer, stop, record)
+        except (Exception, KeyboardInterrupt) as error:
+            if record.begun:
+                record.failed(error)
+            raise
+        if record.begun:
+            record.done(asdict(summary))
+        return summary
     try:
-        return _run(config, folder, observer or Observer(), stop or Stop())
+        return _run(config, folder, record, observer or Observer(), stop or Stop())
     except (BirderRayError, AssertionError):
         raise
     except Exception as error:  # every filesystem has exceptions of its own
@@ -60,12 +76,13 @@ def run(config: RunConfig, observer: Observer | None = None, stop: Stop | None =
         raise RunFailed(text) from error
 
 
-def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> RunSummary:
+def _run(config: RunConfig, folder: Folder, record: RunRecord, observer: Observer, stop: Stop) -> RunSummary:
     started = time.perf_counter()
+    observer.start(record.name)
     folder.check()
     with ExitStack() as stack:
         lock = stack.enter_context(Lock(folder))
-        ledger = Ledger(folder, lock.fence)
+        ledger = Ledger(folder, lock.fence, record.name)
         if lock.taken_from:
             observer.notice(f"took over from a run that is gone: {lock.taken_from}")
         shards = list_shards(config.source)
@@ -83,13 +100,16 @@ def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> R
             observer.notice(f"units stay at {place.unit_rows} samples, as this destination began with")
         plan = make_plan(
             shards,
-            recipe.key,
+            place.recipe.key,
             place.unit_rows,
             ledger,
             config.source.limit,
             lambda shard, at_most: count_samples(shard, config.source, at_most),
             config.run.retry_errors,
+            place.adding,
         )
+        if plan.grow:
+            observer.notice(f"adds {' and '.join(place.adding)} to {len(plan.grow):,} units that are there")
         place.check(plan)
         earlier = stack.enter_context(Summing(ledger, plan.done, place.known_totals(plan.done)))
         scoring = _Scoring(config, place, plan, earlier, lock, observer, stop)
@@ -97,10 +117,14 @@ def _run(config: RunConfig, folder: Folder, observer: Observer, stop: Stop) -> R
             ray = ray or stack.enter_context(session(config.compute.ray_address))
             compute = config.compute
             sizes = choose_sizes(ray.grown(compute.max_cpus, compute.max_gpus), compute, len(plan.work), plan.images)
+            units = {"units_done": len(plan.done), "units_todo": plan.units_todo, "units_growing": len(plan.grow)}
+            what = {"recipe": place.recipe.key, "plan": {**units, "samples": plan.samples}}
+            record.begin(what | {"ray_job": job(), "hardware": asdict(ray), "sizes": asdict(sizes)})
             arrivals = Far(max(ray.cpus, compute.max_cpus)) if ray.shared and folder.everywhere else Near()
-            told = (config, model.spec, model.facts.weights_sha256, sizes, arrivals, lambda: stop.asked)
-            with closing(runtime.stream(plan.work, *told)) as chunks:
-                scoring.run(chunks, arrivals, sizes.workers, Metrics(recipe.key) if ray.shared else None)
+            tag = place.recipe.key if ray.shared else None
+            told = (config, model.spec, model.facts.weights_sha256, sizes, arrivals, lambda: stop.asked, tag)
+            with closing(runtime.stream(plan.work, *told)) as chunks, exported(tag, record.name) as metrics:
+                scoring.run(chunks, arrivals, sizes.workers, metrics)
         lock.check()
         totals = earlier.result() + scoring.totals
         scoring.judge(at_least=1)
@@ -168,7 +192,7 @@ class _Scoring:
         self.place.begin(self.plan)
         ledger = self.place.ledger
         told = (self.place.recipe, self.place.unit_rows, writer, ledger.leftovers())
-        collector = Collector(ledger, *told, self._committed)
+        collector = Collector(ledger, *told, self._committed, self.plan.grow)
         self.observer.begin(self.meter)
         self.stop.in_flight = True
         try:
@@ -188,8 +212,6 @@ class _Scoring:
             raise
         finally:
             collector.close()
-            if metrics:
-                metrics.ended()
             self.stop.in_flight = False
             self.observer.end()
         try:
@@ -244,6 +266,7 @@ class _Scoring:
     def summary(self, totals: Totals, seconds: float) -> RunSummary:
         """What this run did in so many seconds, and what the destination holds now."""
         return RunSummary(
+            run=self.place.ledger.run,
             destination=redact(self.config.destination),
             recipe=self.place.recipe.key,
             images=self.meter.committed_images,
@@ -258,4 +281,5 @@ class _Scoring:
             utilisation=self.meter.utilisation,
             error_types=dict(self.meter.error_types),
             engines=dict(self.meter.engines),
+            added=tuple(self.place.adding) if self.plan.grow else (),
         )

@@ -6,7 +6,7 @@ Nothing here grows with the number of images, only with shards and units.
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
@@ -87,6 +87,7 @@ class Plan:
 
     Args:
         work: in order of the shards. done: committed units of the plan. redo: committed units to do once more.
+        grow: committed units that stand, and lack a table.
         foreign: committed units of other recipes or of inputs that are not in the source (any more).
         units_todo: None where shards must be read to tell. samples: in the whole plan, None likewise.
     """
@@ -94,6 +95,7 @@ class Plan:
     work: list[Work] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
     redo: set[str] = field(default_factory=set)
+    grow: set[str] = field(default_factory=set)
     foreign: set[str] = field(default_factory=set)
     units_todo: int | None = 0
     samples: int | None = 0
@@ -114,14 +116,16 @@ class _Last(NamedTuple):
 
 @dataclass(frozen=True)
 class _Progress:
-    """What the commits say of one shard: numbers of its units, those to redo, and what the last one says."""
+    """What the commits say of one shard: its units, those to redo, those lacking a table, and what the last
+    one says."""
 
     units: frozenset[int] = frozenset()
     redo: frozenset[int] = frozenset()
+    lacking: frozenset[int] = frozenset()
     last: _Last | None = None
 
-    def done(self, sample_stop: int | None, unit_rows: int) -> frozenset[int]:
-        """Units that need nothing more; one cut by another --limit does."""
+    def stand(self, sample_stop: int | None, unit_rows: int) -> frozenset[int]:
+        """Units whose rows need not be made again; those of one cut by another --limit do."""
         if self.last and self.last.limited and max(self.units) * unit_rows + self.last.samples != sample_stop:
             return self.units - self.redo - {max(self.units)}
         return self.units - self.redo
@@ -135,20 +139,21 @@ def make_plan(
     limit: int | None = None,
     count: Callable[[Shard, int], int] | None = None,
     redo_errors: bool = False,
+    adding: Sequence[str] = (),
 ) -> Plan:
     """Compare the shards with the commits.
 
     Args:
         recipe: key of the recipe. unit_rows: samples per unit.
         limit: score only the first so many samples; `count(shard, at_most)` counts where a shard does not say.
-        redo_errors: units with quarantined samples are done once more.
+        redo_errors: units with quarantined samples are done once more. adding: tables that units may lack.
 
     Raises:
         ConfigError: a commit record is damaged.
     """
     plan = Plan()
     prefixes = [unit_prefix(recipe, unit_rows, shard) for shard in shards]
-    progress = _progress(prefixes, ledger, redo_errors, plan)
+    progress = _progress(prefixes, ledger, redo_errors, adding, plan)
     left = limit
     for shard, prefix in zip(shards, prefixes, strict=True):
         sample_stop = None
@@ -167,7 +172,9 @@ def make_plan(
     return plan
 
 
-def _progress(prefixes: Sequence[str], ledger: Ledger, redo_errors: bool, plan: Plan) -> dict[str, _Progress]:
+def _progress(
+    prefixes: Sequence[str], ledger: Ledger, redo_errors: bool, adding: Sequence[str], plan: Plan
+) -> dict[str, _Progress]:
     """Sort the commits by shard; those of no shard of the plan are foreign."""
     known = set(prefixes)
     units: dict[str, set[int]] = defaultdict(set)
@@ -179,18 +186,23 @@ def _progress(prefixes: Sequence[str], ledger: Ledger, redo_errors: bool, plan: 
             plan.foreign.add(unit)
     failed = ledger.parts(ERRORS) if redo_errors else set()
     begun = sorted(units)
+    all_known = (unit_name(prefix, n) for prefix in begun for n in sorted(units[prefix])) if adding else ()
+    lacking = {record.unit for record in ledger.records(all_known) if record.lacks(adding)}
     records = ledger.records(unit_name(prefix, max(units[prefix])) for prefix in begun)
     lasts = (_Last(record.samples, record.limited, record.end) for record in records)
+
+    def those(prefix: str, names: Container[str]) -> frozenset[int]:
+        return frozenset(n for n in units[prefix] if unit_name(prefix, n) in names)
+
     return {
-        prefix: _Progress(
-            frozenset(units[prefix]), frozenset(n for n in units[prefix] if unit_name(prefix, n) in failed), last
-        )
+        prefix: _Progress(frozenset(units[prefix]), those(prefix, failed), those(prefix, lacking), last)
         for prefix, last in zip(begun, lasts, strict=True)
     }
 
 
 def _add(plan: Plan, shard: Shard, prefix: str, unit_rows: int, progress: _Progress, sample_stop: int | None) -> None:
-    done = progress.done(sample_stop, unit_rows)
+    stand = progress.stand(sample_stop, unit_rows)
+    done = stand - progress.lacking
     units = None
     if shard.count is not None:
         units = max(1, -(-shard.count // unit_rows))  # a shard without samples has one unit, to say so
@@ -198,16 +210,18 @@ def _add(plan: Plan, shard: Shard, prefix: str, unit_rows: int, progress: _Progr
             plan.samples += shard.count
     else:
         plan.samples = None
-        if progress.last and progress.last.end and max(progress.units) in done:
+        if progress.last and progress.last.end and max(progress.units) in stand:
             units = max(progress.units) + 1
     stop = units
     if sample_stop is not None:
         stop = -(-sample_stop // unit_rows)
-        if any(n >= stop for n in progress.units):
+        whole = stop - 1 in stand and not (progress.last and progress.last.limited)
+        if whole or any(n >= stop for n in progress.units):
             sample_stop = None  # only a shard's last unit may be cut short, or a later run could not tell
         done = frozenset(n for n in done if n < stop)
     plan.done |= {unit_name(prefix, n) for n in done}
-    plan.redo |= {unit_name(prefix, n) for n in progress.units - done if stop is None or n < stop}
+    plan.redo |= {unit_name(prefix, n) for n in progress.units - stand if stop is None or n < stop}
+    plan.grow |= {unit_name(prefix, n) for n in stand & progress.lacking if stop is None or n < stop}
 
     if stop is None:
         first = next(n for n in range(len(done) + 1) if n not in done)

@@ -21,6 +21,7 @@ class Preview:
     Args:
         samples, units_todo: None where shards must be read to tell. bytes: size of the source, None likewise.
         differs: what differs from the results in the destination, which a run would refuse; empty where nothing does.
+        adds, units_growing: tables that a run would add to units that are there, and to how many.
         sizes: the actors that this machine would start; GPUs count if `gpus_per_actor` or `decode_on` say so.
         work: what is left to do.
     """
@@ -32,6 +33,8 @@ class Preview:
     units_todo: int | None
     units_foreign: int
     differs: str
+    adds: Sequence[str]
+    units_growing: int
     sizes: Sizes
     work: Sequence[Work]
 
@@ -45,15 +48,17 @@ def preview(config: RunConfig) -> Preview:
     shards = list_shards(config.source)
     folder = Folder(config.destination, config.destination_options)
     folder.check()
-    stored = manifests.load(folder)
+    stored, ledger = manifests.load(folder), Ledger(folder)
+    differs, adds = _compared(config, stored) if stored else ("", [])
     plan = make_plan(
         shards,
         stored["recipe"]["key"] if stored else "",
         stored["unit_rows"] if stored else config.compute.unit_rows,
-        Ledger(folder),
+        ledger,
         config.source.limit,
         lambda shard, at_most: count_samples(shard, config.source, at_most),
         config.run.retry_errors,
+        adds,
     )
     sizes = [shard.size for shard in shards]
     return Preview(
@@ -63,18 +68,26 @@ def preview(config: RunConfig) -> Preview:
         units_done=len(plan.done),
         units_todo=plan.units_todo,
         units_foreign=len(plan.foreign),
-        differs=_difference(config, stored["recipe"]["facts"]) if stored else "",
+        differs=differs,
+        adds=adds,
+        units_growing=len(plan.grow),
         sizes=choose_sizes(this_machine(_gpus_told(config)), config.compute, max(1, len(plan.work)), plan.images),
         work=plan.work,
     )
 
 
-def _difference(config: RunConfig, stored: dict[str, Any]) -> str:
-    """By the options; the weights are compared when a run has found them."""
-    facts = manifests.option_facts(config)
+def _compared(config: RunConfig, stored: dict[str, Any]) -> tuple[str, list[str]]:
+    """What differs from a manifest, and the tables that its units may lack. By the options; the weights are compared
+    when a run has found them."""
+    facts, there = manifests.option_facts(config), stored["recipe"]["facts"]
     if config.model.size is not None:
         facts["size"] = list(config.model.size)
-    return manifests.difference(facts, stored)
+    ours = facts["tables"]
+    if any(ours.get(name) != own for name, own in there["tables"].items()):
+        return manifests.difference(facts, there), []
+    differs = manifests.difference(facts | {"tables": there["tables"]}, there)
+    adds = [name for name in ours if name not in there["tables"] or name in stored.get("adding", ())]
+    return differs, [] if differs else adds
 
 
 def _gpus_told(config: RunConfig) -> float:

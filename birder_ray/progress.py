@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from birder_ray.commit import Record
+from birder_ray.record import Record
 from birder_ray.schema import INFER
 from birder_ray.scored import Scored
 
@@ -14,7 +14,7 @@ class RunSummary:
     """What a run did.
 
     Args:
-        destination: where the tables are. recipe: key of what determined the values.
+        run: its name. destination: where the tables are. recipe: key of what determined the values.
         images, errors, units: committed by this invocation; images counts the scored ones.
         total_images, total_errors, total_units: in the destination now.
         seconds: wall-clock time of this invocation.
@@ -23,8 +23,10 @@ class RunSummary:
         utilisation: busy share of each step's workers, 0..1, by step.
         error_types: number of quarantined samples of this invocation by type.
         engines: images of this invocation by the engine that scored them, eager or compiled.
+        added: tables that units got which were there before.
     """
 
+    run: str
     destination: str
     recipe: str
     images: int
@@ -39,10 +41,14 @@ class RunSummary:
     utilisation: dict[str, float]
     error_types: dict[str, int]
     engines: dict[str, int]
+    added: tuple[str, ...] = ()
 
 
 class Observer:
     """Told of what happens; does nothing by itself. The command line's `Console` is one."""
+
+    def start(self, run: str) -> None:
+        """A run of this name has started."""
 
     def notice(self, text: str) -> None:
         """Something the user should know, on one line."""
@@ -55,6 +61,9 @@ class Observer:
 
     def end(self) -> None:
         """Scoring is over, well or not."""
+
+    def done(self, summary: RunSummary) -> None:
+        """The run has done what it was to do."""
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """A run by the calendar: scores what is new or changed in the source, and retires what has left it."""
 
-import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,12 +7,12 @@ from birder_ray import history
 from birder_ray import manifest as manifests
 from birder_ray.commit import Ledger
 from birder_ray.config import RunConfig
-from birder_ray.errors import BirderRayError, ConfigError, LockHeld
+from birder_ray.errors import ConfigError, LockHeld, RunFailed
 from birder_ray.folder import Folder
 from birder_ray.lock import Lock
-from birder_ray.manifest import now
 from birder_ray.pipeline import recipe_of, run
 from birder_ray.progress import Observer, RunSummary
+from birder_ray.runs import DONE, RunRecord
 from birder_ray.stop import Stop
 from birder_ray.storage import redact
 
@@ -36,7 +34,7 @@ class Rerun:
     def told(self) -> dict[str, Any]:
         """As JSON values, for a scheduler."""
         return {
-            "outcome": "done",
+            "outcome": DONE,
             "snapshot": self.snapshot,
             "shards": asdict(self.changes),
             "forgotten": self.forgotten,
@@ -58,7 +56,7 @@ def rerun(
     Raises:
         What `pipeline.run` does; the record then says so.
     """
-    observer, started, clock = observer or Observer(), now(), time.monotonic()
+    observer = observer or Observer()
     Folder(config.destination, config.destination_options).check()
     config = _placed(config, observer)
     folder = Folder(config.destination, config.destination_options)
@@ -66,21 +64,18 @@ def rerun(
     if before is None:
         history.take(folder)  # of what plain runs left
         before = history.latest(folder)
-    where = redact(config.destination)
-    told: dict[str, Any] = {"started": started, "destination": where, "versions": manifests.versions()}
+    record = RunRecord(folder)
     try:
-        summary = run(config, observer, stop)
-    except ConfigError:
-        raise  # a mistake, which may be in the very name of the destination
-    except (BirderRayError, KeyboardInterrupt) as error:
-        outcome = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        with suppress(Exception):  # storage that failed the run fails this too; what the run said comes first
-            history.record(folder, started, told | {"outcome": outcome, "seconds": time.monotonic() - clock})
+        summary = run(config, observer, stop, record)
+    except (Exception, KeyboardInterrupt) as error:
+        if record.begun or not isinstance(error, ConfigError):  # a mistake may be in the very name of the destination
+            record.failed(error)
         raise
     after = history.latest(folder)
-    assert after is not None, "a run that returns has finished, and left a snapshot"
+    if after is None:
+        raise RunFailed(f"{redact(config.destination)} has units that lack a table: run once more, without a limit")
     done = Rerun(summary, after.name, history.changes(before, after), _forget(folder, keep))
-    history.record(folder, started, told | done.told())
+    record.done(done.told())
     return done
 
 
@@ -99,9 +94,9 @@ def _placed(config: RunConfig, observer: Observer) -> RunConfig:
     follow: dict[str, Any] = {"run": config.run.model_copy(update={"incremental": True})}
     stored = manifests.load(Folder(config.destination, config.destination_options))
     if stored is not None and not config.run.overwrite:
-        key = recipe_of(config).key
-        if key != stored["recipe"]["key"]:
-            sibling = f"{config.destination.rstrip('/')}-{key[:8]}"
+        recipe = recipe_of(config)
+        if recipe.within(stored["recipe"]) is None:
+            sibling = f"{config.destination.rstrip('/')}-{recipe.key[:8]}"
             observer.notice(
                 f"{redact(config.destination)} holds another recipe's results; these go to {redact(sibling)}"
             )

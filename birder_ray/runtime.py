@@ -23,6 +23,7 @@ from birder_ray.config import RunConfig
 from birder_ray.errors import BirderRayError, ConfigError, RunFailed
 from birder_ray.folder import Folder
 from birder_ray.guard import Attempt, AttemptBook, Key, Turns, guarded, starting, watched
+from birder_ray.metrics import BatchSize
 from birder_ray.plan import Work
 from birder_ray.read import read_chunks
 from birder_ray.schema import DECODE, INFER, TRANSFER, WAIT
@@ -93,7 +94,7 @@ class _PreprocessActor:
 class _InferActor:
     """Ray Data's callable around `Infer`."""
 
-    def __init__(self, options: dict[str, Any], attempts: _RemoteAttempts):
+    def __init__(self, options: dict[str, Any], attempts: _RemoteAttempts, recipe: str | None):
         _end_at_once()
         with starting(INFER, attempts, _actor_id()):
             with _uncollected():
@@ -102,12 +103,14 @@ class _InferActor:
 
             self.infer = Infer(**options)
         self.lost = lost
+        self.batch_size = BatchSize(recipe)
         self.attempts = attempts
         self.turns = Turns()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for row in range(block.num_rows):
             result = guarded(INFER, self._score, self.attempts, _taken(block, row), turns=self.turns)
+            self.batch_size.now(self.infer.batch_size)
             if result is not None:
                 yield result.to_table()
 
@@ -160,6 +163,7 @@ def stream(
     sizes: Sizes,
     arrivals: Near | Far,
     stopping: Callable[[], bool],
+    metrics: str | None = None,
 ) -> Generator[Scored, None, None]:
     """Scored chunks of `work`, in whatever order they are ready.
 
@@ -167,6 +171,7 @@ def stream(
         spec: what an input image must look like. weights_sha256: the weights every actor must load.
         arrivals: how the driver gets at what is scored.
         stopping: looked at after each chunk; once it is true, no further unit is begun.
+        metrics: key of the recipe, which the actors' metrics bear; None: they have none.
 
     Raises:
         BirderRayError: what a step raised on purpose. RunFailed: anything else that ended the chain.
@@ -214,7 +219,7 @@ def stream(
         )
         .map_batches(
             _InferActor,
-            fn_constructor_args=(infer_options, attempts),
+            fn_constructor_args=(infer_options, attempts, metrics),
             num_cpus=sizes.inference_cpus,
             num_gpus=sizes.gpus_per_actor,
             compute=ray.data.ActorPoolStrategy(

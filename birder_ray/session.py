@@ -9,10 +9,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import ray
 
-from birder_ray.errors import ConfigError, RunFailed
+from birder_ray.errors import LOG_FORMAT, ConfigError, RunFailed
 from birder_ray.sizes import Hardware
 
 _GIB = 1024**3
@@ -57,7 +58,11 @@ def session(address: str | None) -> Iterator[Hardware]:
 
 
 def _start(address: str | None) -> None:
-    local = {"object_store_memory": _object_store(), "include_dashboard": False} if address is None else {}
+    local: dict[str, Any] = (
+        {"object_store_memory": _object_store(), "include_dashboard": False} if address is None else {}
+    )
+    if os.environ.get(LOG_FORMAT) == "json":
+        local["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="WARNING")
     # Deaths of workers are dealt with (guard.py); Ray would print them on the driver's standard output, whatever
     # log_to_driver says, and has no setting against it
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
@@ -65,13 +70,25 @@ def _start(address: str | None) -> None:
         _reach(address)
         # Standard error is where Ray says which log level it was told to use
         with _told_if_ended(), _silent_stderr(), _own_sigterm():
+            handlers = list(logging.getLogger().handlers)
             ray.init(address=address or "local", logging_level="error", log_to_driver=False, **local)
-    except ConnectionError:
+            logging.getLogger().handlers[:] = handlers  # Ray would write what this process logs once more
+    except ConnectionError as error:
+        if "AuthenticationError" in f"{error} {error.__cause__}":
+            raise ConfigError(
+                f"the Ray cluster at {address} asks for another token: set RAY_AUTH_MODE=token and "
+                f"RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN, as on its head"
+            ) from None
         raise ConfigError(f"no Ray cluster answers at {address}; leave out --ray-address to run locally") from None
     except Exception as error:
         if address is not None:
             raise ConfigError(f"the Ray cluster at {address} cannot be joined: {error}") from error
         raise RunFailed(f"Ray did not start: {error} Nothing is lost, run the same command again") from error
+
+
+def job() -> str:
+    """Name of this run among the jobs of its Ray, in whose logs the workers' lines have it; empty without Ray."""
+    return str(ray.get_runtime_context().get_job_id()) if ray.is_initialized() else ""
 
 
 def _object_store() -> int:

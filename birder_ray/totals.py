@@ -5,7 +5,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Event, Thread
 
-from birder_ray.commit import Ledger, Record
+from birder_ray.commit import Ledger
+from birder_ray.record import Record
 
 
 @dataclass

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 
 from birder_ray.chunk import Chunk, ErrorRow, Sample
 from birder_ray.collect import Collector
-from birder_ray.commit import Ledger, record_name
+from birder_ray.commit import Ledger
 from birder_ray.config import RunConfig
 from birder_ray.destination import Destination
 from birder_ray.folder import Folder
 from birder_ray.manifest import ModelFacts, Recipe
 from birder_ray.parts import Part, Parts, encode, part_name
 from birder_ray.plan import make_plan, unit_name
+from birder_ray.record import record_name
 from birder_ray.schema import READ, WHOLE_SHARD, embeddings_schema, features_schema, predictions_schema
 from birder_ray.scored import Scored, joined, look
 from birder_ray.source.base import Shard

@@ -17,8 +17,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from birder_ray import RunConfig, run
-from birder_ray.commit import COMMITS
 from birder_ray.folder import Folder
+from birder_ray.record import COMMITS
 
 GROWS_AFTER_S = 15
 NODE = {"num_cpus": 2, "object_store_memory": 128 * 1024**2, "include_dashboard": False}

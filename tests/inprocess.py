@@ -3,7 +3,7 @@
 from birder_ray.backbone import resolve
 from birder_ray.chunk import InputSpec
 from birder_ray.collect import Collector
-from birder_ray.commit import Ledger, Record
+from birder_ray.commit import Ledger
 from birder_ray.config import RunConfig
 from birder_ray.destination import Destination
 from birder_ray.folder import Folder
@@ -12,6 +12,7 @@ from birder_ray.manifest import ModelFacts, Recipe
 from birder_ray.plan import make_plan
 from birder_ray.preprocess import Preprocess
 from birder_ray.read import read_chunks
+from birder_ray.record import Record
 from birder_ray.source import list_shards
 from birder_ray.totals import Totals
 from tests.built import InHand

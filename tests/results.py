@@ -13,6 +13,7 @@ def table(destination: Any, name: str, options: dict[str, Any] | None = None) ->
     import fsspec
 
     fs, path = fsspec.core.url_to_fs(str(destination), **(options or {}))
+    fs.invalidate_cache()  # others have written and deleted since
     if not fs.exists(f"{path}/{name}") or not fs.glob(f"{path}/{name}/*.parquet"):
         return pa.table({"sample": [], "shard": [], "index": []})
     return (
@@ -29,18 +30,22 @@ def vectors(tab: pa.Table, column: str) -> np.ndarray:
 
 
 def assert_same(one: Any, other: Any, options: dict[str, Any] | None = None, tolerance: float = 1e-5) -> None:
-    """The same samples in the same order with the same values, in every table."""
+    """The same samples in the same order with the same values, in every table of two destinations."""
     for name in ("predictions", "embeddings", "features", "errors"):
-        left, right = table(one, name), table(other, name, options)
-        assert left["sample"].to_pylist() == right["sample"].to_pylist(), name
-        assert left.schema.names == right.schema.names
-        for column in left.schema.names:
-            if pa.types.is_fixed_size_list(left.schema.field(column).type):
-                np.testing.assert_allclose(vectors(left, column), vectors(right, column), atol=tolerance, rtol=1e-4)
-            elif pa.types.is_floating(left.schema.field(column).type):
-                np.testing.assert_allclose(left[column].to_numpy(), right[column].to_numpy(), atol=tolerance)
-            elif column != "top_probabilities":
-                assert left[column].to_pylist() == right[column].to_pylist(), f"{name}.{column}"
+        assert_same_rows(table(one, name), table(other, name, options), tolerance)
+
+
+def assert_same_rows(left: pa.Table, right: pa.Table, tolerance: float = 1e-5) -> None:
+    """The same samples in the same order with the same values."""
+    assert left.schema.names == right.schema.names
+    assert left["sample"].to_pylist() == right["sample"].to_pylist()
+    for column in left.schema.names:
+        if pa.types.is_fixed_size_list(left.schema.field(column).type):
+            np.testing.assert_allclose(vectors(left, column), vectors(right, column), atol=tolerance, rtol=1e-4)
+        elif pa.types.is_floating(left.schema.field(column).type):
+            np.testing.assert_allclose(left[column].to_numpy(), right[column].to_numpy(), atol=tolerance)
+        elif column != "top_probabilities":
+            assert left[column].to_pylist() == right[column].to_pylist(), column
 
 
 def parts(destination: str | Path) -> list[str]:

@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from birder_ray.cli import app
-from birder_ray.commit import Ledger, record_name
+from birder_ray.commit import Ledger
 from birder_ray.folder import Folder
+from birder_ray.record import record_name
 from birder_ray.testing import make_shards, tiny_checkpoint
 from tests.built import build
 from tests.command import birder_ray

@@ -12,11 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from birder_ray.cli import app
-from birder_ray.commit import Ledger, record_name
+from birder_ray.commit import Ledger
 from birder_ray.config import RunConfig
 from birder_ray.errors import BirderRayError, VerifyFailed
 from birder_ray.folder import Folder
 from birder_ray.parts import encode, part_name
+from birder_ray.record import record_name
 from birder_ray.repair import repair
 from birder_ray.rescore import rescore
 from birder_ray.schema import ERRORS, OUTPUT_TABLES

@@ -5,11 +5,12 @@ import hashlib
 
 import pytest
 
-from birder_ray.commit import COMMITS, SUCCESS, Ledger
+from birder_ray.commit import SUCCESS, Ledger
 from birder_ray.errors import ConfigError, RunFailed, VerifyFailed
 from birder_ray.folder import Folder
 from birder_ray.manifest import MANIFEST
 from birder_ray.parts import part_name
+from birder_ray.record import COMMITS
 from birder_ray.schema import ERRORS_SCHEMA
 from birder_ray.verify import status, verify
 from tests.built import SCHEMAS, build

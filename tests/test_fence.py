@@ -12,7 +12,7 @@ from birder_ray.errors import LockHeld, RunFailed
 from birder_ray.folder import Folder
 from birder_ray.manifest import Recipe
 from birder_ray.parts import part_name
-from birder_ray.schema import ERRORS_SCHEMA, PREDICTIONS
+from birder_ray.schema import EMBEDDINGS, ERRORS_SCHEMA, FEATURES, PREDICTIONS
 from tests.built import FACTS, config
 
 UNIT = "shard-0123456789ab-000000"
@@ -55,14 +55,15 @@ for each in CALLS:
     setattr(Paused, each, _pausing(each))
 
 
-def _write(ledger: Ledger, who: str) -> None:
-    """The unit as `who` scored it."""
+def _write(ledger: Ledger, who: str, *more: str) -> None:
+    """The unit as `who` scored it; `more`: tables to add to it."""
     table = pa.table({"sample": ["a", "b"], "probability": pa.array([len(who), 0.5], pa.float32())})
+    tables = dict.fromkeys((PREDICTIONS, *more), table)
     errors = ERRORS_SCHEMA.empty_table()
     told = {"end": True, "limited": False, "damaged": False, "seconds": {}, "bytes_read": 0, "engines": {}}
-    options = {**told, "leftovers": set()}
-    recipe = Recipe.of(config("/nowhere", outputs={PREDICTIONS: {}}), FACTS)
-    ledger.write(UNIT, "shard.tar", recipe, 2, errors, lambda parts: parts.write({PREDICTIONS: table}), **options)
+    options = {**told, "leftovers": set(), "growing": bool(more)}
+    recipe = Recipe.of(config("/nowhere", outputs={name: {} for name in tables}), FACTS)
+    ledger.write(UNIT, "shard.tar", recipe, 2, errors, lambda parts: parts.write(tables), **options)
 
 
 def _assert_whole(folder: Folder) -> None:
@@ -95,6 +96,34 @@ def test_paused_before_any_of_its_writes(place, number, crashed_before):
     else:
         assert not taken_over, "what it wrote, it wrote while the lock was its own"
     _assert_whole(folder)
+
+
+@pytest.mark.parametrize("crashed_before", [False, True])
+@pytest.mark.parametrize("number", range(12))
+def test_paused_while_it_adds_tables(place, number, crashed_before):
+    folder, taken_over, more = Folder(*place), [], (EMBEDDINGS, FEATURES)
+    _write(Ledger(folder), "the first")
+    before = folder.read(part_name(PREDICTIONS, UNIT))
+    if crashed_before:
+        folder.write(part_name(FEATURES, UNIT), b"of an attempt that crashed")
+
+    def meanwhile():
+        taken_over.append(1)
+        _write(Ledger(Folder(*place)), "the new owner", *more)
+
+    def fence():
+        if taken_over:
+            raise LockHeld("taken over")
+
+    try:
+        _write(Ledger(Paused(place, number, meanwhile), fence), "the old", *more)
+    except LockHeld:
+        assert taken_over
+    else:
+        assert not taken_over, "what it wrote, it wrote while the lock was its own"
+    _assert_whole(folder)
+    assert Ledger(folder).read(UNIT).parts.keys() == {PREDICTIONS, *more}
+    assert folder.read(part_name(PREDICTIONS, UNIT)) == before
 
 
 def test_a_process_stopped_in_the_middle_of_a_rename_is_named(tmp_path, monkeypatch):

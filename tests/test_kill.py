@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from birder_ray.commit import COMMITS, SUCCESS
+from birder_ray.commit import SUCCESS
 from birder_ray.folder import Folder
+from birder_ray.record import COMMITS
 from birder_ray.testing import make_shards, tiny_checkpoint
 from birder_ray.verify import verify
 from tests.chaos.processes import family, send

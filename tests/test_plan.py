@@ -2,10 +2,11 @@
 
 import pytest
 
-from birder_ray.commit import Ledger, Record, record_name
+from birder_ray.commit import Ledger
 from birder_ray.folder import Folder
 from birder_ray.parts import Part
 from birder_ray.plan import UNITS_PER_TASK, make_plan, unit_name, unit_prefix
+from birder_ray.record import Record, record_name
 from birder_ray.source.base import Shard
 
 ROWS = 10
@@ -157,3 +158,18 @@ def test_a_damaged_record_is_named(ledger):
     ledger.folder.write(record_name(unit), b"{")
     with pytest.raises(Exception, match="damaged commit record"):
         make_plan([_tar()], "r", ROWS, ledger)
+
+
+@pytest.mark.parametrize(("limited", "stop"), [(False, None), (True, 5)])
+def test_a_unit_that_lacks_a_table_keeps_its_rows_whatever_the_limit(ledger, limited, stop):
+    """Found by chaos seed 96: a listing without the units after it."""
+    unit = _commit(ledger, _folder(25), 0, limited=limited, samples=5 if limited else ROWS)
+    plan = make_plan([_folder(25)], "r", ROWS, ledger, 5, adding=["features"])
+    assert (plan.grow, plan.redo, plan.done) == ({unit}, set(), set())
+    assert [(work.first, work.stop, work.sample_stop) for work in plan.work] == [(0, 1, stop)]
+
+
+def test_a_unit_that_is_to_be_made_again_does_not_grow(ledger):
+    unit = _commit(ledger, _folder(25), 2, limited=True, samples=3)
+    plan = make_plan([_folder(25)], "r", ROWS, ledger, adding=["features"])
+    assert (plan.grow, plan.redo) == (set(), {unit})

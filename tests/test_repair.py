@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from birder_ray.commit import SUCCESS, Ledger, record_name
+from birder_ray.commit import SUCCESS, Ledger
 from birder_ray.errors import ConfigError, LockHeld
 from birder_ray.folder import Folder
 from birder_ray.lock import LOCK, Lock
 from birder_ray.parts import part_name
+from birder_ray.record import record_name
 from birder_ray.repair import repair
 from birder_ray.schema import ERRORS, OUTPUT_TABLES
 from birder_ray.verify import verify

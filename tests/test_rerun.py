@@ -11,8 +11,7 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 
-from birder_ray import ConfigError, RunConfig, RunFailed, destination, history, pipeline
-from birder_ray import rerun as reruns
+from birder_ray import ConfigError, RunConfig, RunFailed, destination, history, pipeline, runs
 from birder_ray.commit import RETIRED, SUCCESS, Ledger
 from birder_ray.folder import Folder
 from birder_ray.plan import split_name
@@ -23,10 +22,12 @@ from tests.built import ROWS
 from tests.command import birder_ray
 from tests.test_histories import Died, _content, chance  # noqa: F401
 
+pytestmark = pytest.mark.usefixtures("clock")
+
 FIRST = {"a": 25, "b": 12, "c": 30, "d": 5, "e": 8}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def clock(monkeypatch):
     """A minute passes between any two looks at the clock, so that states can be told apart."""
     ticks = itertools.count()
@@ -35,16 +36,20 @@ def clock(monkeypatch):
         return (datetime(2026, 11, 1, tzinfo=UTC) + timedelta(minutes=next(ticks))).isoformat(timespec="seconds")
 
     monkeypatch.setattr(destination, "now", now)
-    monkeypatch.setattr(reruns, "now", now)
+    monkeypatch.setattr(runs, "now", now)
     return now
 
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    (tmp_path / "data").mkdir()
-    for name, count in FIRST.items():
-        shard(tmp_path / "data", name, count)
-    return tmp_path / "data"
+    return shards(tmp_path / "data", FIRST)
+
+
+def shards(folder: Path, counts: dict[str, int]) -> Path:
+    folder.mkdir()
+    for name, count in counts.items():
+        shard(folder, name, count)
+    return folder
 
 
 def shard(folder: Path, name: str, count: int) -> None:

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from birder_ray import ConfigError, RunConfig, RunFailed, run
-from birder_ray.commit import COMMITS, SUCCESS
+from birder_ray.commit import SUCCESS
+from birder_ray.record import COMMITS
 from birder_ray.testing import Truth, make_shards
 from birder_ray.verify import status, verify
 from tests.results import assert_same, parts, table, vectors
@@ -52,10 +53,10 @@ def test_the_same_photos_give_the_same_numbers_from_every_format_and_batch_size(
 
 def test_what_a_run_leaves_behind(tmp_path, model):
     make_shards(str(tmp_path / "data"), images_per_shard=3, shards=1)
-    run(_config(str(tmp_path / "data"), model, tmp_path / "out"))
+    summary = run(_config(str(tmp_path / "data"), model, tmp_path / "out"))
     unit = next((tmp_path / "out" / "predictions").iterdir()).stem
     assert parts(tmp_path / "out") == sorted(
-        [f"{COMMITS}/{unit}.json", SUCCESS, "classes.parquet", "manifest.json"]
+        [f"{COMMITS}/{unit}.json", SUCCESS, "classes.parquet", "manifest.json", f"_runs/{summary.run}.json"]
         + [f"{name}/{unit}.parquet" for name in ("embeddings", "features", "predictions")]
     )
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -68,6 +69,20 @@ def test_what_a_run_leaves_behind(tmp_path, model):
     classes = pq.read_table(tmp_path / "out" / "classes.parquet")
     assert classes["class_name"].to_pylist() == [f"species-{i}" for i in range(7)]
     assert manifest["totals"]["samples"] == 3
+
+
+def test_tables_that_are_added_are_those_of_one_run(tmp_path, model):
+    make_shards(str(tmp_path / "data"), images_per_shard=8, shards=2)
+    (tmp_path / "data" / "bad.tar").write_bytes((tmp_path / "data" / "shard-000000.tar").read_bytes()[:9000])
+    run(_config(str(tmp_path / "data"), model, tmp_path / "whole"))
+    run(_config(str(tmp_path / "data"), model, tmp_path / "grown", outputs={"predictions": {}}))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "grown" / "predictions").iterdir()}
+    summary = run(_config(str(tmp_path / "data"), model, tmp_path / "grown"))
+    assert summary.added == ("embeddings", "features")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "grown" / "predictions").iterdir()} == before
+    assert_same(tmp_path / "grown", tmp_path / "whole")
+    assert table(tmp_path / "grown", "errors").num_rows
+    verify(str(tmp_path / "grown"), deep=True)
 
 
 def test_every_commit_says_where_its_time_and_bytes_went(tmp_path, model):

@@ -3,9 +3,9 @@
 import pytest
 
 from birder_ray import ConfigError, LockHeld, RunConfig, run
-from birder_ray.commit import COMMITS
 from birder_ray.folder import Folder
 from birder_ray.lock import Lock
+from birder_ray.record import COMMITS
 from birder_ray.testing import make_shards
 from birder_ray.verify import status, verify
 from tests.results import table
@@ -39,7 +39,7 @@ def test_s3_to_s3(request, server, model):
     samples = table(folder.url, "predictions", s3.options)["sample"].to_pylist()
     assert samples == [row.sample for row in truth]
     assert verify(folder.url, s3.options).samples == status(folder.url, s3.options).totals.samples == 16
-    with pytest.raises(ConfigError, match="another recipe"):
+    with pytest.raises(ConfigError, match="holds features and predictions besides"):
         run(_config(s3, model, outputs={"embeddings": {}}))
     told = folder.read("manifest.json").decode()
     assert s3.options["secret"] not in told

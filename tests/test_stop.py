@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from birder_ray.commit import COMMITS, SUCCESS, Ledger
+from birder_ray.commit import SUCCESS, Ledger
 from birder_ray.folder import Folder
 from birder_ray.lock import LOCK
+from birder_ray.record import COMMITS
 from birder_ray.stop import STOPPED
 from birder_ray.testing import make_shards, tiny_checkpoint
 from birder_ray.verify import verify

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from birder_ray.commit import COMMITS, SUCCESS
+from birder_ray.commit import SUCCESS
 from birder_ray.folder import Folder
 from birder_ray.lock import LOCK
+from birder_ray.record import COMMITS
+from birder_ray.runs import RUNS
 from birder_ray.schema import ERRORS, OUTPUT_TABLES
 from birder_ray.verify import verify
 from tests.chaos.data import Data
@@ -203,5 +205,5 @@ def _files(folder: Folder) -> Counter[str]:
     for entry in folder.fs.find(folder.path):
         name = entry.removeprefix(folder.path).strip("/")
         top = name.partition("/")[0]
-        found[top if top in (*OUTPUT_TABLES, ERRORS, COMMITS) else name] += 1
-    return found
+        found[top if top in (*OUTPUT_TABLES, ERRORS, COMMITS) else name] += top != RUNS
+    return +found

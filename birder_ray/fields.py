@@ -1,0 +1,60 @@
+"""Nested fields as users write them: in a pipeline file, and as `dotted.key=value`. What they mean is `config.py`'s."""
+
+from typing import Any
+
+import yaml
+
+from birder_ray.errors import ConfigError
+from birder_ray.storage import open_binary, redact
+
+
+def read_fields(path: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The mapping in a pipeline file, with `overrides` in their places.
+
+    Raises:
+        ConfigError: as `RunConfig.from_yaml` does.
+    """
+    shown = redact(path)
+    try:
+        with open_binary(path) as file:
+            fields = yaml.safe_load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"{shown}: no such pipeline file") from None
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{shown}: not a YAML file: {error}") from None
+    except Exception as error:  # every filesystem has exceptions of its own
+        raise ConfigError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{shown}: a pipeline file is a mapping with source, model and destination")
+    for text in overrides:
+        override(fields, text)
+    return {str(key): value for key, value in fields.items()}
+
+
+def override(fields: dict[str, Any], text: str, flag: str = "--set") -> None:
+    """Set a nested field as `dotted.key=value` says, the value in YAML.
+
+    Raises:
+        ConfigError: `text` is not of that form; `flag` is the option it came with.
+    """
+    dotted, equals, value = text.partition("=")
+    if not equals or not all(dotted.split(".")):
+        raise ConfigError(f"{flag} {dotted}: write it as KEY=VALUE, e.g. --set model.size=384")
+    try:
+        put(fields, dotted, yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise ConfigError(f"{flag} {dotted}=...: the part after = is no YAML value") from None
+
+
+def put(fields: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a nested field; what stands in the way of the nesting gives way, but for the short forms of a block."""
+    *parents, last = dotted.split(".")
+    for key in parents:
+        if isinstance(fields.get(key), str | list):  # the short form: source: a/path
+            fields[key] = {{"source": "uri", "model": "name"}.get(key, key): fields[key]}
+        if not isinstance(fields.get(key), dict):
+            fields[key] = {}
+        fields = fields[key]
+    fields[last] = value
