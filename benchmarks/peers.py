@@ -6,7 +6,7 @@
 Contestants take turns: birder-ray, peers_ray_data.py and peers_daft.py. `two passes`: with birder's public API, as its
 users call it; `one pass`: with birder-ray's own network and engine, so that only the pipelines differ. Rates are of the
 last two thirds of units or batches; start-up is in `wall`. Memory is RSS: memory.py has birder-ray's without counting
-shared pages twice.
+shared pages twice. All read the same folder of files; of several tars Daft 0.7.26 stands still (`--source tar`).
 """
 
 import argparse
@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import throughput
 from measuring import Figures, Found, note, publish
-from photos import as_tars
+from photos import sources
 from throughput import NETWORKS, OURS
 
 PEERS = {
@@ -39,6 +39,7 @@ TIMEOUT_S, TRIES = 900, 3  # Daft 0.7.26 was seen to stand still for ever, with 
 def main() -> None:
     parser = throughput.arguments(__doc__)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--source", choices=("folder", "tar"), default="folder")
     parser.add_argument("--check", action="store_true", help="also compare the outputs of the first round")
     told = parser.parse_args()
     told.images = told.images or NETWORKS[told.network].images
@@ -48,21 +49,23 @@ def main() -> None:
 
 
 def measure(folder: Path, told: argparse.Namespace) -> Found:
-    checkpoint, tars = throughput.prepare(folder, told), as_tars(folder / "tars", told.images)
+    checkpoint = throughput.prepare(folder, told)
     found: Found = {}
-    for turn in range(told.rounds):
-        note(found, OURS, throughput.score(folder, checkpoint, {"uri": str(tars)}, told))
-        for number, name in enumerate(told.peers):
-            output = folder / f"peer-{turn}-{number}"
-            note(found, name, peer(PEERS[name], checkpoint, tars, output, told))
-            if told.check and not turn:
-                print(f"{name}: {compare(folder / 'out', output)}", file=sys.stderr, flush=True)
+    with sources([told.source], folder, told.images) as made:
+        source = made[told.source]
+        for turn in range(told.rounds):
+            note(found, OURS, throughput.score(folder, checkpoint, source, told))
+            for number, name in enumerate(told.peers):
+                output = folder / f"peer-{turn}-{number}"
+                note(found, name, peer(PEERS[name], checkpoint, Path(source["uri"]), output, told))
+                if told.check and not turn:
+                    print(f"{name}: {compare(folder / 'out', output)}", file=sys.stderr, flush=True)
     return found
 
 
-def peer(script: list[str], checkpoint: Path, tars: Path, output: Path, told: argparse.Namespace) -> Figures:
+def peer(script: list[str], checkpoint: Path, source: Path, output: Path, told: argparse.Namespace) -> Figures:
     options: dict[str, Any] = {
-        "source": tars, "checkpoint": checkpoint, "output": output, "engine": told.engine,
+        "source": source, "checkpoint": checkpoint, "output": output, "engine": told.engine,
         "size": NETWORKS[told.network].size_px, "batch-size": told.batch_size,
     }  # fmt: skip
     arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
@@ -92,7 +95,7 @@ def compare(ours: Path, theirs: Path) -> str:
     embeddings = pq.read_table(ours / "embeddings").sort_by("sample")
     predictions = pq.read_table(ours / "predictions").sort_by("sample")
     peers = pq.read_table(theirs).sort_by("key")
-    if [sample.rpartition("/")[2] for sample in predictions["sample"].to_pylist()] != peers["key"].to_pylist():
+    if [Path(sample).stem for sample in predictions["sample"].to_pylist()] != peers["key"].to_pylist():
         sys.exit(f"{theirs}: other photos")
     same = np.mean(np.array(predictions["prediction"].to_pylist()) == np.array(peers["prediction"].to_pylist()))
     names = [name for name in vectors.column_names if name not in ("sample", "shard", "index")]
