@@ -4,9 +4,11 @@
     python benchmarks/peers.py --check --images 64 --rounds 1 --network efficientnet_lite0
 
 Contestants take turns: birder-ray, peers_ray_data.py and peers_daft.py. `two passes`: with birder's public API, as its
-users call it; `one pass`: with birder-ray's own network and engine, so that only the pipelines differ. Rates are of the
-last two thirds of units or batches; start-up is in `wall`. Memory is RSS: memory.py has birder-ray's without counting
-shared pages twice. All read the same folder of files; of several tars Daft 0.7.26 stands still (`--source tar`).
+users call it, and compiled as its own `predict` compiles it, method by method; `fused`: both methods as one function,
+of which the compiler makes one pass; `one pass`: with birder-ray's own network and engine, so that only the pipelines
+differ. Rates are of the last two thirds of units or batches; start-up is in `wall`. Memory is RSS: memory.py has
+birder-ray's without counting shared pages twice. All read the same folder of files; of several tars Daft 0.7.26 stands
+still (`--source tar`).
 """
 
 import argparse
@@ -30,7 +32,7 @@ from throughput import NETWORKS, OURS
 PEERS = {
     f"{title}, {passes}": [script, *options]
     for title, script in {"Ray Data": "peers_ray_data.py", "Daft": "peers_daft.py"}.items()
-    for passes, options in {"two passes": [], "one pass": ["--one-pass"]}.items()
+    for passes, options in {"two passes": [], "fused": ["--fused"], "one pass": ["--one-pass"]}.items()
 }
 CLOSE = 1e-3
 TIMEOUT_S, TRIES = 900, 3  # Daft 0.7.26 was seen to stand still for ever, with all of its threads asleep

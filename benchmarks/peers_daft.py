@@ -1,7 +1,7 @@
 """The same three outputs from a plain Daft script: read → decode UDF → class UDF with the network → write_parquet.
 
     python benchmarks/peers_daft.py --source TARS_OR_FOLDER --checkpoint NETWORK_TAG.pt --output DIR \\
-        [--engine compiled] [--one-pass]
+        [--engine compiled] [--fused | --one-pass]
 
 Daft's native runner, tuned: batch UDFs, uint8 between them, torchvision's decoder (Daft's own resize gives other pixels
 than birder's), a process of one torch thread per core. Prints one line of JSON.
@@ -64,7 +64,7 @@ def scorer(told: argparse.Namespace, workers: int, gpus: int) -> Any:
     class Score:
         def __init__(self, threads: int | None):
             os.environ["LOG_LEVEL"] = "WARNING"  # Daft sets a number, on which birder's import fails
-            self.network = Network(told.checkpoint, told.engine, told.one_pass, told.batch_size, told.size, threads)
+            self.network = Network(told, threads)
 
         @daft.method.batch(return_dtype=ROW, unnest=True, batch_size=told.batch_size)
         def score(self, keys: daft.Series, pixels: daft.Series) -> pa.Array:

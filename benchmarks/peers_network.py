@@ -1,7 +1,8 @@
 """What the scripts of both peers share: birder's network as its users call it, decoding, arguments and measuring.
 
-`Network` is birder's public API, in two passes, as its documentation shows it; with `one_pass`, birder-ray's own
-inference step in its place, so that what differs from birder-ray is the pipeline alone.
+`Network` is birder's public API, in two passes, as its documentation shows it; compiled, each of them by itself, as
+birder's own `predict` compiles its methods, or `fused`: both as one function, of which the compiler makes one pass.
+With `one_pass`, birder-ray's own inference step in its place, so that what differs from birder-ray is the pipeline alone.
 """
 
 import argparse
@@ -28,6 +29,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, help="birder checkpoint, named NETWORK_TAG.pt")
     parser.add_argument("--output", type=Path, required=True, help="folder for the Parquet files")
     parser.add_argument("--engine", choices=("eager", "compiled"), default="eager")
+    parser.add_argument("--fused", action="store_true", help="both passes in one function, compiled as a whole")
     parser.add_argument("--one-pass", action="store_true", help="birder-ray's network instead of birder's two passes")
     parser.add_argument("--size", type=int, default=256, help="side of the network's input, px")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -52,18 +54,19 @@ class Network:
     """Keys and (B, H, W, 3) uint8 pixels in, a table with one row per image out.
 
     Args:
-        engine: compiled: torch.compile with frozen weights. threads: torch's, process-wide; None leaves them.
+        told: of `parse_arguments`; compiled is torch.compile with frozen weights. threads: torch's, process-wide; None
+            leaves them.
     """
 
-    def __init__(self, checkpoint: Path, engine: str, one_pass: bool, batch_size: int, size: int, threads: int | None):
+    def __init__(self, told: argparse.Namespace, threads: int | None):
         import torch
 
         if threads is not None:
             torch.set_num_threads(threads)
-        make = _birder_ray if one_pass else _birder
-        self.run, self.classes = make(checkpoint, engine, batch_size, threads)
+        make = _birder_ray if told.one_pass else _birder
+        self.run, self.classes = make(told, threads)
         # Compiles, if it must
-        self.run(np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3), np.uint8))
+        self.run(np.random.default_rng(0).integers(0, 256, (told.batch_size, told.size, told.size, 3), np.uint8))
 
     def __call__(self, keys: Sequence[str], pixels: np.ndarray) -> pa.Table:
         found = self.run(pixels)
@@ -74,20 +77,22 @@ class Network:
         return pa.table(columns)
 
 
-def _birder(checkpoint: Path, engine: str, batch_size: int, threads: int | None) -> tuple[Callable, list[str]]:
+def _birder(told: argparse.Namespace, threads: int | None) -> tuple[Callable, list[str]]:
     """birder's own API: `detection_features` and `embedding` are a pass each."""
     import torch
     from birder.common.fs_ops import load_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net, info = load_model(device, checkpoint.stem.rpartition("_")[0], path=checkpoint, inference=True)
+    net, info = load_model(device, told.checkpoint.stem.rpartition("_")[0], path=told.checkpoint, inference=True)
     centre, scale = (torch.tensor(info.rgb_stats[name], device=device).view(3, 1, 1) for name in ("mean", "std"))
 
-    def forward(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def classify(images: torch.Tensor) -> dict[str, torch.Tensor]:
         embedding = net.embedding(images)
-        found = {"embedding": embedding}
         top = net.classify(embedding).softmax(dim=1).topk(TOP_K)
-        found |= {"top_indices": top.indices.int(), "top_probabilities": top.values}
+        return {"embedding": embedding, "top_indices": top.indices.int(), "top_probabilities": top.values}
+
+    def pool(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = {}
         for level, features in net.detection_features(images).items():
             positions = features.flatten(2)
             mean = positions.mean(dim=2, keepdim=True)
@@ -96,35 +101,39 @@ def _birder(checkpoint: Path, engine: str, batch_size: int, threads: int | None)
             found[f"{level}_std"] = (positions - mean).square().mean(dim=2).sqrt()  # `std` itself takes 4 times as long
         return found
 
-    if engine == "compiled":
+    def both(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return classify(images) | pool(images)
+
+    compiled = told.engine == "compiled"
+    passes = [both] if told.fused else [classify, pool]
+    if compiled:
         torch._inductor.config.freezing = device.type == "cpu"
-        forward = torch.compile(forward, dynamic=False)
+        passes = [torch.compile(each, dynamic=False) for each in passes]
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        rows = len(pixels)
-        if engine == "compiled" and rows < batch_size:  # another shape would be compiled anew
-            pixels = np.concatenate([pixels, np.zeros((batch_size - rows, *pixels.shape[1:]), np.uint8)])
+        rows, lacking = len(pixels), told.batch_size - len(pixels)
+        if compiled and lacking:  # another shape would be compiled anew
+            pixels = np.concatenate([pixels, np.zeros((lacking, *pixels.shape[1:]), np.uint8)])
         with torch.no_grad():
             images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).contiguous().float().div_(255)
-            found = forward((images - centre) / scale)
+            images = (images - centre) / scale
+            found = {name: values for each in passes for name, values in each(images).items()}
             return {name: values[:rows].cpu().numpy() for name, values in found.items()}
 
     return run, sorted(info.class_to_idx, key=info.class_to_idx.__getitem__)
 
 
-def _birder_ray(checkpoint: Path, engine: str, batch_size: int, threads: int | None) -> tuple[Callable, list[str]]:
+def _birder_ray(told: argparse.Namespace, threads: int | None) -> tuple[Callable, list[str]]:
     """birder-ray's inference step without its pipeline; its compiler runs beside the first batches."""
     from birder_ray.config import ComputeConfig, ModelConfig, OutputsConfig
     from birder_ray.infer import Infer
 
-    compute = ComputeConfig(engine=engine)
-    infer = Infer(
-        ModelConfig(name=str(checkpoint)), OutputsConfig.all(), compute, threads=threads, batch_size=batch_size
-    )
+    model, compute = ModelConfig(name=str(told.checkpoint)), ComputeConfig(engine=told.engine)
+    infer = Infer(model, OutputsConfig.all(), compute, threads=threads, batch_size=told.batch_size)
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         found = infer._score(pixels)
-        while infer.engine.name != engine:
+        while infer.engine.name != told.engine:
             time.sleep(3)  # the compiler needs the core
             found = infer._score(pixels)
         return {name: found[name] for name in ("top_indices", "top_probabilities", *VECTORS)}

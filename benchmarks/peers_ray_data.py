@@ -1,7 +1,7 @@
 """The same three outputs from a plain Ray Data script: read → decode → actors with the network → write_parquet.
 
     python benchmarks/peers_ray_data.py --source TARS_OR_FOLDER --checkpoint NETWORK_TAG.pt --output DIR \\
-        [--engine compiled] [--one-pass]
+        [--engine compiled] [--fused | --one-pass]
 
 As Ray's guide to batch inference has it, tuned: uint8 between the stages, torchvision's decoder, decoding in the read
 tasks, an actor of one thread per core, fractions of CPUs that always fit together. Prints one line of JSON.
@@ -34,7 +34,7 @@ class Decode:
 
 class Score:
     def __init__(self, told: argparse.Namespace, threads: int | None):
-        self.network = Network(told.checkpoint, told.engine, told.one_pass, told.batch_size, told.size, threads)
+        self.network = Network(told, threads)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         return self.network(batch["key"].tolist(), batch["pixels"])
