@@ -104,6 +104,25 @@ def test_a_death_between_chunks_costs_nothing(begun, chance, source, whole, live
     verify(str(begun), deep=True)
 
 
+def test_units_that_grow_while_they_are_audited_are_no_strays(begun, chance, source, monkeypatch):  # noqa: F811
+    chance.lives = 0
+    with pytest.raises(Died):
+        pipeline.run(config(source, begun, MORE))
+    chance.lives = 10**9
+    folder, names = Folder(str(begun)), Folder.names
+
+    def later(self, path):
+        if path == "embeddings":
+            monkeypatch.setattr(Folder, "names", names)
+            pipeline.run(config(source, begun, MORE))
+        return names(self, path)
+
+    monkeypatch.setattr(Folder, "names", later)
+    found = audit(Ledger(folder), load(folder)).findings
+    assert len(list((begun / "embeddings").iterdir())) == len(records(begun))
+    assert [str(each) for each in found if each.stray] == []
+
+
 @pytest.mark.parametrize("at", range(1, 46, 2))
 def test_a_death_before_any_change_costs_nothing(begun, source, whole, monkeypatch, at):
     before = files(begun, "predictions")
