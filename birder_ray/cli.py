@@ -32,10 +32,15 @@ def _run(config: RunConfig) -> None:
     from birder_ray.pipeline import run
 
     observer = _log() or Console()
-    with Stop(config.run.stop_within_s, observer.notice).on_signals() as stop:
+    with _stop(config, observer).on_signals() as stop:
         summary = run(config, observer, stop)
     observer.done(summary)
     show_summary(summary)
+
+
+def _stop(config: RunConfig, observer: Console | JsonLog) -> Stop:
+    last_words = observer.last_words if isinstance(observer, JsonLog) else lambda: STOPPED
+    return Stop(config.run.stop_within_s, observer.notice, last_words)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -77,7 +82,7 @@ def rerun(pipeline: str, overrides: tuple[str, ...], keep: int | None, as_json: 
     from birder_ray.rerun import rerun as follow
 
     config, observer = RunConfig.from_yaml(pipeline, overrides), _log() or Console()
-    with Stop(config.run.stop_within_s, observer.notice).on_signals() as stop:
+    with _stop(config, observer).on_signals() as stop:
         done = follow(config, observer, stop, keep)
     observer.done(done.summary)
     if as_json:

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from birder_ray.errors import BirderRayError, plain
+from birder_ray.errors import BirderRayError, Stopped, plain
 from birder_ray.progress import Meter, Observer, RunSummary
+from birder_ray.stop import STOPPED
 
 _PROGRESS_EVERY_S = 10.0
 
@@ -37,10 +38,14 @@ class JsonLog(Observer):
 
     def tell(self, level: str, event: str, **told: Any) -> None:
         """Write one line."""
+        print(self.line(level, event, **told), file=self.stream or sys.stderr, flush=True)
+
+    def line(self, level: str, event: str, **told: Any) -> str:
+        """What `tell` writes."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "event": event}
         if self.run is not None:
             line["run"] = self.run
-        print(json.dumps(line | told, default=str), file=self.stream or sys.stderr, flush=True)
+        return json.dumps(line | told, default=str)
 
     def start(self, run: str) -> None:
         self.run = run
@@ -81,9 +86,16 @@ class JsonLog(Observer):
 
     def failed(self, error: BirderRayError) -> int:
         """It has not; returns the exit code that `error` asks for."""
-        code = error.exit_code
-        self.tell("error", "failed", error=type(error).__name__, message=plain(str(error)), exit_code=code)
-        return code
+        self.tell("error", "failed", **_failure(error))
+        return error.exit_code
+
+    def last_words(self) -> str:
+        """The line of a process that is stopped there and then, for somebody else to write."""
+        return self.line("error", "failed", **_failure(Stopped(STOPPED)))
+
+
+def _failure(error: BirderRayError) -> dict[str, Any]:
+    return {"error": type(error).__name__, "message": plain(str(error)), "exit_code": error.exit_code}
 
 
 class _Handler(logging.Handler):

@@ -1,5 +1,6 @@
 """Ray itself: a private local one or a cluster's, for the length of a run, and what hardware it has."""
 
+import json
 import logging
 import os
 import signal
@@ -23,9 +24,17 @@ _QUIET = {
 }
 _REACH_S = 10
 _ENDED = (
-    "error: the run ended while Ray was starting, most likely because this machine is too busy to answer Ray in time; "
-    "nothing is lost, run the same command again"
+    "the run ended while Ray was starting, most likely because this machine is too busy to answer Ray in time; nothing "
+    "is lost, run the same command again"
 )
+_ENDED_JSON = {
+    "time": "%s",
+    "level": "error",
+    "event": "failed",
+    "error": "RunFailed",
+    "message": _ENDED,
+    "exit_code": 1,
+}
 
 
 @contextmanager
@@ -116,10 +125,9 @@ def _reach(address: str | None) -> None:
 def _told_if_ended() -> Iterator[None]:
     """Ray's core ends this process, with exit code 1 and not a word, where its raylet does not answer within 30 s: a
     shell that waits beside it says so."""
-    script = 'read -r started || echo "$1" >&2'
-    watcher = subprocess.Popen(
-        ["/bin/sh", "-c", script, "sh", _ENDED], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
+    script = 'read -r started || printf "$1\\n" "$(date -u +%FT%T.000+00:00)" >&2'
+    said = json.dumps(_ENDED_JSON) if os.environ.get(LOG_FORMAT) == "json" else f"error: {_ENDED}"
+    watcher = subprocess.Popen(["/bin/sh", "-c", script, "sh", said], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
         yield
     finally:

@@ -21,11 +21,18 @@ class Stop:
     Args:
         within_s: a run that is asked by a signal has so long to finish its units in flight, in seconds.
         notice: called with one line for the user.
+        last_words: what standard error gets from a process that ends as it is.
     """
 
-    def __init__(self, within_s: float = 25.0, notice: Callable[[str], None] = lambda text: None):
+    def __init__(
+        self,
+        within_s: float = 25.0,
+        notice: Callable[[str], None] = lambda text: None,
+        last_words: Callable[[], str] = lambda: STOPPED,
+    ):
         self.within_s = within_s
         self.notice = notice
+        self.last_words = last_words
         self.asked = False
         self.in_flight = False
         self._insisted = False
@@ -46,7 +53,7 @@ class Stop:
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         if self._insisted:
-            os.write(2, f"{STOPPED}\n".encode())
+            os.write(2, f"{self.last_words()}\n".encode())
             os._exit(1)
         if self.asked or not self.in_flight:
             self._insisted = True

@@ -1,8 +1,10 @@
 """Ray that does not start: one plain line and the right exit code, whatever Ray's own way of failing."""
 
+import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -50,10 +52,16 @@ def test_a_start_that_succeeds_says_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "up\n", "")
 
 
-def test_a_raylet_too_slow_to_answer_is_told():
-    done = _start(FREEZE + START)
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_raylet_too_slow_to_answer_is_told(form):
+    done = _start(FREEZE + START, BIRDER_RAY_LOG=form)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.strip() == session._ENDED
+    if form == "text":
+        assert done.stderr == f"error: {session._ENDED}\n"
+    else:
+        said = json.loads(done.stderr)
+        assert (said["message"], said["exit_code"]) == (session._ENDED, 1)
+        assert abs(datetime.now(UTC) - datetime.fromisoformat(said["time"])) < timedelta(minutes=5)
 
 
 def test_a_ray_that_cannot_start_is_told():

@@ -1,5 +1,6 @@
 """A run that is asked to stop, and runs whose processes hang or never start: real processes, real signals."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -142,8 +143,10 @@ def test_errors_of_the_users_are_not_mistaken_for_deaths(config, tmp_path):
 _STUBBORN = """
 import os, signal, sys, threading, time
 from birder_ray import stop
+from birder_ray.jsonlog import JsonLog
 stop.UNWIND_S = float(sys.argv[1])
-with stop.Stop().on_signals():
+words = {"json": {"last_words": JsonLog().last_words}}.get(sys.argv[2], {})
+with stop.Stop(**words).on_signals():
     try:
         print("ready", flush=True)
         threading.Event().wait()
@@ -153,9 +156,9 @@ with stop.Stop().on_signals():
 """
 
 
-@pytest.mark.parametrize(("unwind_s", "again"), [(0.5, False), (60, True)])
-def test_an_interrupt_that_is_swallowed_ends_the_process_all_the_same(unwind_s, again):
-    command = [sys.executable, "-c", _STUBBORN, str(unwind_s)]
+@pytest.mark.parametrize(("unwind_s", "again", "form"), [(0.5, False, "text"), (60, True, "text"), (60, True, "json")])
+def test_an_interrupt_that_is_swallowed_ends_the_process_all_the_same(unwind_s, again, form):
+    command = [sys.executable, "-c", _STUBBORN, str(unwind_s), form]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
@@ -163,4 +166,9 @@ def test_an_interrupt_that_is_swallowed_ends_the_process_all_the_same(unwind_s, 
         if again:
             process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 1
-        assert process.stderr.read() == f"{STOPPED}\n"
+        said = process.stderr.read()
+        if form == "json":
+            told = json.loads(said)
+            assert (told["event"], told["error"], told["message"]) == ("failed", "Stopped", STOPPED)
+        else:
+            assert said == f"{STOPPED}\n"
