@@ -4,6 +4,8 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.birder-ray-installed
+# birder-ray as users install it, and Ray with its dashboard, beside what $(VENV) has: for the tests that submit jobs
+CLUSTER := $(VENV)/cluster
 RESULTS := benchmarks/results
 ROUNDS ?= 3
 # Without its needs: it asks for an older pyarrow than ours, and works with this one
@@ -24,6 +26,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
 	@touch $@
 
+$(CLUSTER)/.installed: $(INSTALLED) $(shell find birder_ray -name '*.py')
+	$(BIN)/python -m venv --without-pip $(CLUSTER)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(CLUSTER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
+	$(BIN)/python -m pip --python $(CLUSTER)/bin/python install --quiet --disable-pip-version-check -c constraints.txt 'ray[default]'
+	$(BIN)/python -m pip --python $(CLUSTER)/bin/python install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+	@touch $@
+
 demo: setup  ## score bundled real photos with real weights, offline
 	$(BIN)/birder-ray demo
 
@@ -37,7 +47,7 @@ format: setup  ## rewrite the code as `make check` wants it
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-test: setup  ## every test that runs without a GPU
+test: setup $(CLUSTER)/.installed  ## every test that runs without a GPU
 	$(BIN)/python -m pytest -m "not gpu"
 
 test-fast: setup  ## the unmarked tests: no Ray, no server, seconds

@@ -2,7 +2,7 @@
 
 `Network` is birder's public API, in two passes, as its documentation shows it; compiled, each of them by itself, as
 birder's own `predict` compiles its methods, or `fused`: both as one function, of which the compiler makes one pass.
-With `one_pass`, birder-ray's own inference step in its place, so that what differs from birder-ray is the pipeline alone.
+With `one_pass`, birder-ray's own inference step in its place, so that what differs is the pipeline alone.
 """
 
 import argparse
