@@ -1,4 +1,4 @@
-"""Metrics count what the commits say. That Ray exports them: test_arrivals, where ray[default] is installed."""
+"""Metrics count what the commits say. That Ray exports them, and Prometheus could scrape them: test_jobs."""
 
 import re
 import shutil
