@@ -171,8 +171,9 @@ def demo(folder: str) -> None:
     demonstration.show(config.destination)
 
 
-for each in (cli_destination.status, cli_destination.verify, cli_destination.repair, cli_destination.snapshots):
-    app.add_command(each)
+for each in vars(cli_destination).values():
+    if isinstance(each, click.Command):
+        app.add_command(each)
 
 
 def _fail(error: BirderRayError) -> int:

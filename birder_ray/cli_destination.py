@@ -84,6 +84,26 @@ def repair(dest: str, options: tuple[str, ...], deep: bool) -> None:
 
 @click.command()
 @destination
+@click.option("--confidence", default=0.65, show_default=True, help="that a taxon must reach, 0 to 1")
+@click.option("--taxonomy", metavar="FILE", help="CSV or Parquet: class_name and ranks, if the class names have none")
+@click.option("--common-names", "names", metavar="FILE", help="JSON: names by class index")
+@click.option("--checklist", metavar="FILE", help="the taxa that occur there, one a line, or a CSV's first column")
+def rollup(dest: str, options: tuple[str, ...], **told: Any) -> None:
+    """Add to DEST how far up the taxonomy each prediction is certain, and what a regional checklist leaves of it."""
+    from birder_ray.rollup import rollup as roll
+
+    done = roll(dest, pairs("--option", options), **told)
+    for rank, count in done.ranks.items():
+        results.print(f"{rank:8} {count:,} images ({count / done.rows:.1%})")
+    bound = "" if done.exact else "; probabilities are lower bounds, as only the top classes are stored (--logits)"
+    results.print(f"rollup   {done.rows:,} images at {done.confidence:g}{bound}")
+    if done.not_classes:
+        shown = ", ".join(done.not_classes[:5]) + (", ..." if len(done.not_classes) > 5 else "")
+        results.print(f"no class {len(done.not_classes):,} names of the checklist: {escape(shown)}")
+
+
+@click.command()
+@destination
 @click.option("--at", help="date or time, UTC: list the parts of that state instead, one URL a line")
 @click.option("--table", type=click.Choice([*OUTPUT_TABLES, ERRORS]), default="predictions", help="with --at")
 def snapshots(dest: str, options: tuple[str, ...], at: str | None, table: str) -> None:

@@ -76,6 +76,11 @@ class Scores:
             raise ConfigError(f"{self.where}: {problem or f'{CLASSES}: missing'}; birder-ray repair writes it again")
         return names
 
+    @cached_property
+    def classes(self) -> pa.Table:
+        """classes.parquet: index, name and, where the names carry it, taxonomy. Raises as `class_names`."""
+        return pq.read_table(io.BytesIO(self.folder.read(CLASSES))) if self.class_names else pa.table({})
+
     def needs(self, *tables: str) -> None:
         """Raises ConfigError where one of `tables` is not among those of the recipe."""
         for table in tables:
@@ -103,18 +108,22 @@ class Scores:
         Args:
             columns: to read, by table.
         """
+        return (tables for _, tables in self.recorded(columns))
+
+    def recorded(self, columns: Mapping[str, Sequence[str] | None]) -> Iterator[tuple[Record, tuple[pa.Table, ...]]]:
+        """As `aligned`, each with the commit record of its unit."""
         self.needs(*columns)
         ledger = Ledger(self.folder)
 
-        def read(unit: str) -> tuple[pa.Table, ...] | None:
+        def read(unit: str) -> tuple[Record, tuple[pa.Table, ...]] | None:
             record = ledger.read(unit)
             if record.recipe != self.recipe.key or columns.keys() - record.parts.keys():
                 return None  # of a recipe that this one is just replacing, without rows, or about to get the table
-            return tuple(self._part(table, record, names) for table, names in columns.items())
+            return record, tuple(self._part(table, record, names) for table, names in columns.items())
 
-        for tables in prefetch(read, self.units, _SIDE_BY_SIDE):
-            if tables is not None:
-                yield tables
+        for found in prefetch(read, self.units, _SIDE_BY_SIDE):
+            if found is not None:
+                yield found
 
     def _part(self, table: str, record: Record, columns: Sequence[str] | None) -> pa.Table:
         name = part_name(table, record.unit)

@@ -1,0 +1,120 @@
+"""What files say of a network's classes: their taxonomy, their common names, and which of them occur somewhere."""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from birder_ray.classes import RANKS
+from birder_ray.errors import ConfigError
+from birder_ray.storage import filesystem, read_whole, redact
+
+
+def lineages(classes: pa.Table, file: str | None) -> pa.Table:
+    """`classes` with the ranks that `file` knows of them; its own ones where there is no file.
+
+    Args:
+        classes: of classes.parquet. file: CSV or Parquet with `class_name` and columns named by ranks.
+
+    Raises:
+        ConfigError: no rank is known, or the file is not what it should be.
+    """
+    if file is None:
+        if not set(RANKS).intersection(classes.column_names):
+            raise ConfigError(
+                "the names of these classes carry no taxonomy: give --taxonomy FILE, CSV or Parquet, with class_name "
+                f"and any of {', '.join(RANKS)}"
+            )
+        return classes
+    told = _table(file)
+    ranks = [rank for rank in RANKS if rank in told.column_names]
+    if "class_name" not in told.column_names or not ranks:
+        raise ConfigError(f"{redact(file)}: needs a column class_name and any of {', '.join(RANKS)}")
+    names = told["class_name"].cast(pa.string()).to_pylist()
+    rows = {name: at for at, name in enumerate(names)}
+    if len(rows) < len(names):
+        twice = next(name for at, name in enumerate(names) if rows[name] != at)
+        raise ConfigError(f"{redact(file)}: has {twice} more than once")
+    own = classes["class_name"].to_pylist()
+    lacking = [name for name in own if name not in rows]
+    if lacking:
+        raise ConfigError(f"{redact(file)}: {len(lacking)} classes are missing, e.g. {lacking[0]}")
+    order = pa.array([rows[name] for name in own])
+    columns = {name: classes[name] for name in ("class_index", "class_name")}
+    return pa.table(columns | {rank: told[rank].cast(pa.string()).take(order) for rank in ranks})
+
+
+def common_names(file: str, classes: int) -> np.ndarray:
+    """(classes,) names of the classes, None where `file` has none: JSON, names by class index, as birder's
+    inat21-mapping.json.
+
+    Raises ConfigError where it is not that.
+    """
+    try:
+        told: Any = json.loads(_bytes(file))
+        found = np.full(classes, None, object)
+        for index, name in told.items():
+            if not (isinstance(name, str) and 0 <= int(index) < classes):
+                raise ValueError(index)
+            found[int(index)] = name
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{redact(file)}: is no JSON object of names by class index, from 0 to {classes - 1} ({error})"
+        ) from None
+    return found
+
+
+def allowed_classes(file: str, classes: pa.Table) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Which classes a checklist has, and which of its names are none.
+
+    A name is that of a class or of a taxon of any rank, which stands for all of its classes; upper and lower case and
+    underscores for spaces are all the same.
+
+    Args:
+        file: names, one a line, or a CSV file whose first column has them. classes: with their ranks.
+
+    Returns:
+        (classes,) booleans, and the names that are no class or taxon of these.
+
+    Raises:
+        ConfigError: none is.
+    """
+    names = list(dict.fromkeys(filter(None, map(_plain, _lines(file)))))
+    columns = [classes[name].to_pylist() for name in ("class_name", *RANKS) if name in classes.column_names]
+    own = [{_plain(name) for name in row if name} for row in zip(*columns, strict=True)]
+    wanted = set(names)
+    allowed = np.array([bool(each & wanted) for each in own])
+    if not allowed.any():
+        raise ConfigError(f"{redact(file)}: none of its {len(names)} names is a class or taxon of the model")
+    return allowed, tuple(sorted(wanted.difference(*own)))
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").split()).casefold()
+
+
+def _lines(file: str) -> list[str]:
+    if file.endswith(".csv"):
+        column: list[str | None] = _table(file).column(0).cast(pa.string()).to_pylist()
+        return [name or "" for name in column]
+    return _bytes(file).decode(errors="replace").splitlines()
+
+
+def _table(file: str) -> pa.Table:
+    data = io.BytesIO(_bytes(file))
+    try:
+        return pq.read_table(data) if file.endswith(".parquet") else pa.csv.read_csv(data)
+    except pa.ArrowException as error:
+        raise ConfigError(f"{redact(file)}: cannot be read as a table: {error}") from None
+
+
+def _bytes(file: str) -> bytes:
+    fs, path = filesystem(file)
+    try:
+        return read_whole(fs, path)
+    except OSError as error:
+        raise ConfigError(f"{redact(file)}: cannot be read: {error}") from None
