@@ -1,5 +1,7 @@
 """The commands that look at a destination, or mend it: arguments to calls, results to words."""
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -7,7 +9,7 @@ from rich.markup import escape
 
 from birder_ray.arguments import destination, pairs
 from birder_ray.console import results, show_status
-from birder_ray.errors import VerifyFailed
+from birder_ray.errors import LimitExceeded, VerifyFailed
 from birder_ray.schema import ERRORS, OUTPUT_TABLES
 
 
@@ -80,6 +82,41 @@ def repair(dest: str, options: tuple[str, ...], deep: bool) -> None:
         f"done     {len(done.units):,} units taken back, {len(done.strays):,} files removed that no commit knows"
     )
     results.print("next     run the same command as before: it scores what is missing and finishes")
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="fsspec option of both")
+@click.option("--json", "file", type=click.File("w", lazy=True), help="write all numbers there; - for the terminal")
+@click.option(
+    "--samples", default=10_000, show_default=True, type=click.IntRange(1), help="whose embeddings are compared"
+)
+@click.option("--memory", default="1GB", show_default=True, help="for the join; what is more goes to TMPDIR")
+@click.option("--max-flip-rate", type=click.FloatRange(0, 1), help="samples whose top class is another")
+@click.option("--max-new-errors", type=click.FloatRange(0, 1), help="samples scored in A and quarantined in B")
+@click.option("--max-missing", type=click.FloatRange(0, 1), help="samples scored in A of which B has nothing")
+@click.option("--max-share-shift", type=click.FloatRange(0, 1), help="largest change of a class's share")
+@click.option("--min-cosine", type=click.FloatRange(-1, 1), help="mean similarity of embeddings")
+@click.option("--min-cka", type=click.FloatRange(-1, 1), help="the same for embeddings of different sizes")
+def compare(
+    a: str, b: str, options: tuple[str, ...], file: Any, samples: int, memory: str, **limits: float | None
+) -> None:
+    """Say what changed from destination A to B, sample by sample; exit code 1 where it is more than a limit allows."""
+    from birder_ray.compare import Limits, lines, violations
+    from birder_ray.compare import compare as join
+
+    opened, allowed = pairs("--option", options), Limits(**limits)
+    found = join(a, b, opened, opened, samples=samples, memory=memory)
+    over = violations(found, allowed)
+    if file:
+        json.dump({**found.told(), "limits": asdict(allowed), "violations": over}, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+    if not file or file.name != "-":
+        for line in lines(found):
+            results.print(escape(line))
+    if over:
+        raise LimitExceeded(f"{found.b.url} changed more than is allowed: {'; '.join(over)}")
 
 
 @click.command()

@@ -80,6 +80,10 @@ class LockHeld(BirderRayError):
     """Another run owns the destination."""
 
 
+class LimitExceeded(BirderRayError):
+    """A comparison shows more than its limits allow."""
+
+
 class VerifyFailed(BirderRayError):
     """The destination does not hold what its commits say."""
 
