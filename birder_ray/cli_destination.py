@@ -85,6 +85,24 @@ def repair(dest: str, options: tuple[str, ...], deep: bool) -> None:
 
 
 @click.command()
+@destination
+@click.option("--labels", metavar="FILE", help="CSV or Parquet, by sample [default: the labels that the run found]")
+@click.option("--sample-column", default="sample", show_default=True, help="of the file: ids as in the tables")
+@click.option("--label-column", default="label", show_default=True, help="of the file: class name, index or species")
+@click.option("--bins", type=click.IntRange(1), default=15, show_default=True, help="of the calibration")
+@click.option("--bootstrap", type=click.IntRange(0), default=1000, show_default=True, help="samples; 0: no intervals")
+@click.option("--seed", type=click.IntRange(0), default=0, help="of the bootstrap")
+@click.option("--memory", default="1GB", show_default=True, help="for the join; what is more goes to TMPDIR")
+def evaluate(dest: str, options: tuple[str, ...], labels: str | None, **told: Any) -> None:
+    """Hold the predictions of DEST against labels: accuracy, F1, calibration, confusions; adds DEST/evaluation/."""
+    from birder_ray.evaluate import evaluate as hold
+    from birder_ray.evaluate import lines
+
+    for line in lines(hold(dest, labels, pairs("--option", options), **told)):
+        results.print(escape(line))
+
+
+@click.command()
 @click.argument("a")
 @click.argument("b")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="fsspec option of both")
