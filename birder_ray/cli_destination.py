@@ -86,6 +86,26 @@ def repair(dest: str, options: tuple[str, ...], deep: bool) -> None:
 
 @click.command()
 @destination
+@click.option("--to", metavar="FILE", help="local file to write instead of DEST/report.html")
+@click.option(
+    "--thumbnails", type=click.IntRange(0), default=48, show_default=True, help="images read from the source to show"
+)
+@click.option(
+    "--source-option", "source_options", multiple=True, metavar="KEY=VALUE", help="fsspec option of the source"
+)
+def report(
+    dest: str, options: tuple[str, ...], to: str | None, thumbnails: int, source_options: tuple[str, ...]
+) -> None:
+    """Write one HTML page about DEST: what was run, what came out, what went wrong."""
+    from birder_ray.report import report as write
+
+    source = pairs("--source-option", source_options)
+    where = write(dest, pairs("--option", options), source, to=to, thumbnails=thumbnails)
+    results.print(f"report   {escape(where)}", soft_wrap=True)
+
+
+@click.command()
+@destination
 @click.option("--labels", metavar="FILE", help="CSV or Parquet, by sample [default: the labels that the run found]")
 @click.option("--sample-column", default="sample", show_default=True, help="of the file: ids as in the tables")
 @click.option("--label-column", default="label", show_default=True, help="of the file: class name, index or species")

@@ -81,10 +81,15 @@ class Folder:
     def at(self, name: str) -> str:
         return f"{self.path}/{name}"
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write all of `name` or nothing: a reader, or a crash, never sees half of it."""
+    def write(self, name: str, data: bytes, content_type: str | None = None) -> None:
+        """Write all of `name` or nothing: a reader, or a crash, never sees half of it.
+
+        Args:
+            content_type: what S3 tells a browser it is; without, that would save it instead of showing it.
+        """
         if not self.local:
-            retry(lambda: self.fs.pipe_file(self.at(name), data))
+            told = {"ContentType": content_type} if content_type and self._s3 else {}
+            retry(lambda: self.fs.pipe_file(self.at(name), data, **told))
             return
         with self._written(name, data) as temporary:
             os.replace(temporary, self.at(name))

@@ -59,6 +59,14 @@ def test_compare_is_a_gate(place):
     assert "missing samples" in command("compare", other.url, folder.url, "--max-missing", "0.1", code=1)
 
 
+def test_a_browser_shows_the_report(place):
+    folder, command = place
+    assert f"{folder.url}/report.html" in command("report", folder.url)
+    assert folder.fs.info(folder.at("report.html"))["ContentType"] == "text/html; charset=utf-8"
+    assert b"35 scored" in folder.read("report.html")
+    assert verify(folder.url, folder.options).rows == 35
+
+
 def test_rollup(place, tmp_path):
     folder, command = place
     (tmp_path / "taxa.csv").write_text("class_name,class,species\nheron,Aves,a\nstork,Aves,b\nibis,Aves,c\n")

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 LIGHT = ["config", "storage", "schema", "commit", "manifest", "lock", "plan", "verify", "cli"]
+LIGHT += ["report", "evaluate", "compare", "rollup"]
 HEAVY = ["torch", "torchvision", "ray", "birder"]
 
 

@@ -1,0 +1,55 @@
+"""`report`: one self-contained HTML page about a destination, from its files alone; it needs neither Ray nor torch."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from birder_ray.errors import ConfigError
+from birder_ray.report.facts import gather
+from birder_ray.report.page import render
+from birder_ray.report.sections import note, sections
+from birder_ray.report.thumbnails import thumbnails as read_thumbnails
+from birder_ray.scores import Scores
+
+NAME = "report.html"
+
+
+def report(
+    url: str,
+    options: Mapping[str, Any] | None = None,
+    source_options: Mapping[str, Any] | None = None,
+    *,
+    to: str | None = None,
+    thumbnails: int = 48,
+    points: int = 5000,
+) -> str:
+    """Write `report.html` of a destination, finished or not. The same destination gives the same bytes.
+
+    Args:
+        url: of the destination. options: fsspec options for it. source_options: those of the source, for the pictures.
+        to: local path to write instead. thumbnails: how many images are read from the source again, and shown.
+        points: embeddings on the map.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        ConfigError: no run has begun there, a part of it is damaged, a package is missing, or `to` cannot be written.
+    """
+    for package, module in {"plotly": "plotly", "scikit-learn": "sklearn"}.items():
+        if find_spec(module) is None:
+            raise ConfigError(f"a report needs {package}: pip install 'birder-ray[findings]'")
+    scores = Scores(url, options)
+    facts = gather(scores, thumbnails, points)
+    images = facts.predicted.images if facts.predicted else set()
+    pictures = read_thumbnails(scores.manifest, images, source_options)
+    page = render("birder-ray report", facts.where, note(facts), sections(facts, pictures)).encode()
+    if to is None:
+        scores.folder.write(NAME, page, "text/html; charset=utf-8")
+        return f"{scores.where}/{NAME}"
+    try:
+        Path(to).write_bytes(page)
+    except OSError as error:
+        raise ConfigError(f"{to}: cannot be written: {error.strerror}; give --to another path") from None
+    return to
