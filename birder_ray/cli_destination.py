@@ -172,6 +172,8 @@ def rollup(dest: str, options: tuple[str, ...], **told: Any) -> None:
         results.print(f"{rank:8} {count:,} images ({count / done.rows:.1%})")
     bound = "" if done.exact else "; probabilities are lower bounds, as only the top classes are stored (--logits)"
     results.print(f"rollup   {done.rows:,} images at {done.confidence:g}{bound}")
+    if done.without_taxon:
+        results.print(f"no taxon {done.without_taxon:,} classes")
     if done.not_classes:
         shown = ", ".join(done.not_classes[:5]) + (", ..." if len(done.not_classes) > 5 else "")
         results.print(f"no class {len(done.not_classes):,} names of the checklist: {escape(shown)}")

@@ -15,7 +15,7 @@ from birder_ray.storage import filesystem, read_whole, redact
 
 
 def lineages(classes: pa.Table, file: str | None) -> pa.Table:
-    """`classes` with the ranks that `file` knows of them; its own ones where there is no file.
+    """`classes` with the ranks that `file` knows of them, null where it does not; its own ones where there is no file.
 
     Args:
         classes: of classes.parquet. file: CSV or Parquet with `class_name` and columns named by ranks.
@@ -40,10 +40,9 @@ def lineages(classes: pa.Table, file: str | None) -> pa.Table:
         twice = next(name for at, name in enumerate(names) if rows[name] != at)
         raise ConfigError(f"{redact(file)}: has {twice} more than once")
     own = classes["class_name"].to_pylist()
-    lacking = [name for name in own if name not in rows]
-    if lacking:
-        raise ConfigError(f"{redact(file)}: {len(lacking)} classes are missing, e.g. {lacking[0]}")
-    order = pa.array([rows[name] for name in own])
+    order = pa.array([rows.get(name) for name in own], pa.int64())
+    if order.null_count == len(own):
+        raise ConfigError(f"{redact(file)}: has none of the classes, which are called as {own[0]}")
     columns = {name: classes[name] for name in ("class_index", "class_name")}
     return pa.table(columns | {rank: told[rank].cast(pa.string()).take(order) for rank in ranks})
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from birder_ray.classes import RANKS
 from birder_ray.commit import Ledger
 from birder_ray.errors import ConfigError
 from birder_ray.folder import to_json
@@ -37,7 +38,8 @@ class RolledUp:
     Args:
         confidence: that a taxon had to reach. exact: from all classes' probabilities; else from the stored top ones,
             and every probability is a lower bound. rows: images. ranks: images by the lowest rank that was certain
-            enough, "none" where none was. not_classes: names of the checklist that are no taxon of the model.
+            enough, "none" where none was. without_taxon: classes of which no taxon is known. checklist: classes on it.
+            not_classes: its names that are no taxon of the model.
     """
 
     recipe: str
@@ -45,6 +47,7 @@ class RolledUp:
     exact: bool
     rows: int
     ranks: Mapping[str, int]
+    without_taxon: int
     checklist: int | None = None
     not_classes: tuple[str, ...] = ()
 
@@ -92,9 +95,15 @@ def rollup(
     for unit in ledger.parts(ROLLUP) - written:
         scores.folder.delete(f"{ROLLUP}/{unit}.parquet")
     size = None if allowed is None else int(allowed.sum())
-    done = RolledUp(scores.recipe.key, confidence, exact, ranks.total(), dict(ranks.most_common()), size, unknown)
+    counts = dict(ranks.most_common())
+    done = RolledUp(scores.recipe.key, confidence, exact, ranks.total(), counts, _without(classes), size, unknown)
     scores.folder.write(ABOUT, to_json(asdict(done)))
     return done
+
+
+def _without(classes: pa.Table) -> int:
+    known = [classes[rank].is_valid().to_numpy() for rank in RANKS if rank in classes.column_names]
+    return int((~np.any(known, axis=0)).sum())
 
 
 def _metadata(record: Record) -> dict[str, str]:

@@ -188,6 +188,13 @@ def test_with_logits_it_is_exact(tmp_path, taxonomy):
         assert row["checklist_prediction"] == NAMES[shares[:2].argmax()]
 
 
+def test_classes_that_no_taxonomy_knows_have_no_taxon(folder, tmp_path):
+    (tmp_path / "few.csv").write_text("class_name,class,species\nheron,Aves,Ardea cinerea\nstork,Aves,\n")
+    assert rollup(folder.url, taxonomy=str(tmp_path / "few.csv"), confidence=0.1).without_taxon == 1
+    found = {(row["index"] % 3, row["rollup_taxon"]) for row in rows(folder) if row["index"] > 3}
+    assert found == {(0, "Ardea cinerea"), (1, "Aves"), (2, None)}
+
+
 def test_common_names(folder, taxonomy, tmp_path):
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"0": "Grey heron"}))
@@ -211,7 +218,7 @@ def test_class_names_of_inat_need_no_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("class_name,species\nheron,x\nstork,y\n", "1 classes are missing, e.g. ibis"),
+        ("class_name,species\nHeron,x\n", "none of the classes, which are called as heron"),
         ("class_name,species\nheron,x\nheron,y\n", "heron more than once"),
         ("name,species\nheron,x\n", "needs a column class_name"),
         ("class_name,colour\nheron,x\n", "any of kingdom"),
