@@ -144,14 +144,14 @@ def show_status(found: "Status") -> None:
     sizes = {"read": totals.bytes_read, **totals.bytes}
     results.print(f"bytes    {', '.join(f'{name} {size / 1e6:,.1f} MB' for name, size in sizes.items())}")
     results.print(f"seconds  {', '.join(f'{step} {duration(spent)}' for step, spent in totals.seconds.items()) or '0'}")
-    if found.slowest and totals.samples:
+    if totals.slowest and totals.samples:
         spent, worked, passed = (
             f"{1e3 * seconds / totals.samples:,.1f}"
-            for seconds in (totals.seconds[found.slowest], found.worked_s, found.passed_s)
+            for seconds in (totals.seconds[totals.slowest], totals.worked_s, totals.passed_s)
         )
-        between = f"; {passed} ms pass between the steps" if found.passed_s else ""
-        results.print(f"slowest  {found.slowest}: {spent} of {worked} ms of work per image{between}")
-        results.print(f"         if its workers were busy all the time: {ADVICE[found.slowest]}")
+        between = f"; {passed} ms pass between the steps" if totals.passed_s else ""
+        results.print(f"slowest  {totals.slowest}: {spent} of {worked} ms of work per image{between}")
+        results.print(f"         if its workers were busy all the time: {ADVICE[totals.slowest]}")
 
 
 def show_probe(found: "Probe | None") -> None:

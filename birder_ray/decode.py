@@ -16,13 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from birder_ray.chunk import InputSpec
 from birder_ray.errors import SampleError
-
-MAX_PIXELS = 178_956_970
-"""Pillow's limit for an image; here, of an image as resized too."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
-"""What Pillow may open, whatever a file calls itself: others of its formats start programs (EPS: Ghostscript), or are
-met by nobody who looks for holes in them."""
+from birder_ray.source.base import FORMATS, MAX_PIXELS
 
 _TORCHVISION_FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "GIF"}
 _PNG_BLOCK = 1 << 20

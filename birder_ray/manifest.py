@@ -5,6 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -166,6 +167,19 @@ def new_manifest(config: RunConfig, recipe: Recipe, model: ModelFacts, shards: S
         "totals": None,
         "adding": [],
     }
+
+
+def reopened(manifest: Mapping[str, Any], source_options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Fields of the RunConfig of the run, as far as its manifest tells: storage options it does not."""
+    fields = deepcopy(dict(manifest["config"]))
+    fields["source"]["options"], fields["destination_options"] = dict(source_options or {}), {}
+    return fields
+
+
+def lacking_options(manifest: Mapping[str, Any], source_options: Mapping[str, Any] | None) -> str:
+    """For a message: the source options that the run had and `source_options` has not; empty where there is none."""
+    names = sorted(set(manifest["config"]["source"]["options"]) - set(source_options or {}))
+    return f" (the run was given the source options {', '.join(names)}: give them as --source-option)" if names else ""
 
 
 def load(folder: Folder) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ import io
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import cycle, islice, pairwise
 from typing import Any
@@ -22,6 +21,7 @@ from birder_ray.commit import Ledger
 from birder_ray.config import RunConfig
 from birder_ray.errors import BirderRayError, ConfigError, SampleError
 from birder_ray.folder import Folder
+from birder_ray.manifest import lacking_options, reopened
 from birder_ray.parts import part_name
 from birder_ray.record import Record
 from birder_ray.schema import EMBEDDINGS
@@ -84,7 +84,7 @@ def rescore(
         scorer = _Scorer(config, manifest["recipe"]["facts"])
         shards = {shard.name: shard for shard in list_shards(config.source)}
     except BirderRayError as error:
-        result.skipped.append(f"{result.asked} images: {error}{_hint(manifest, source_options)}")
+        result.skipped.append(f"{result.asked} images: {error}{lacking_options(manifest, source_options)}")
         return result
     inputs = {each["name"]: each["fingerprint"] for each in manifest["inputs"]}
     for name, units in sorted(chosen.items()):
@@ -138,17 +138,11 @@ def _stored(folder: Folder, tables: Iterable[str], unit: str, rows: list[int]) -
 
 def _config(manifest: Mapping[str, Any], source_options: Mapping[str, Any] | None, model: str | None) -> RunConfig:
     """The config of the run, as far as its manifest tells."""
-    fields = deepcopy(dict(manifest["config"]))
-    fields["source"]["options"], fields["destination_options"] = dict(source_options or {}), {}
+    fields = reopened(manifest, source_options)
     fields["compute"]["engine"] = "eager"
     if model is not None:
         fields["model"] |= {"name": model, "network": manifest["model"]["network"]}
     return RunConfig(**fields)
-
-
-def _hint(manifest: Mapping[str, Any], source_options: Mapping[str, Any] | None) -> str:
-    names = sorted(set(manifest["config"]["source"]["options"]) - set(source_options or {}))
-    return f" (the run was given the source options {', '.join(names)})" if names else ""
 
 
 class _Scorer:

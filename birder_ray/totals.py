@@ -7,6 +7,7 @@ from threading import Event, Thread
 
 from birder_ray.commit import Ledger
 from birder_ray.record import Record
+from birder_ray.schema import TRANSFER, WAIT
 
 
 @dataclass
@@ -43,6 +44,27 @@ class Totals:
             bytes={table: self.bytes.get(table, 0) + other.bytes.get(table, 0) for table in tables},
             seconds={step: self.seconds.get(step, 0.0) + other.seconds.get(step, 0.0) for step in steps},
         )
+
+    @property
+    def steps(self) -> dict[str, float]:
+        """Seconds that workers spent, by step; without waiting and transfers."""
+        return {step: spent for step, spent in self.seconds.items() if step not in (WAIT, TRANSFER)}
+
+    @property
+    def slowest(self) -> str | None:
+        """The step that took the most of all workers' time; None without commits. It is the bottleneck where the steps
+        share the cores; else it need not be, as no record tells how many workers a step had."""
+        return max(self.steps, key=self.steps.__getitem__, default=None)
+
+    @property
+    def worked_s(self) -> float:
+        """Seconds of all workers together."""
+        return sum(self.steps.values())
+
+    @property
+    def passed_s(self) -> float:
+        """Seconds that chunks waited between the steps, or were moved from one to the next."""
+        return sum(self.seconds.values()) - self.worked_s
 
     def scaled(self, times: float) -> "Totals":
         """All sums times a factor."""

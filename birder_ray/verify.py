@@ -10,7 +10,6 @@ from birder_ray.commit import SUCCESS, Ledger
 from birder_ray.errors import VerifyFailed
 from birder_ray.folder import Folder
 from birder_ray.plan import split_name, unit_name
-from birder_ray.schema import TRANSFER, WAIT
 from birder_ray.storage import redact
 from birder_ray.totals import Totals
 
@@ -38,26 +37,6 @@ class Status:
     ended: int
     totals: Totals
     estimated: bool = False
-
-    @property
-    def slowest(self) -> str | None:
-        """The step that took the most of all workers' time; None without commits. It is the bottleneck where the steps
-        share the cores; else it need not be, as no record tells how many workers a step had."""
-        return max(self._steps, key=self._steps.__getitem__, default=None)
-
-    @property
-    def worked_s(self) -> float:
-        """Seconds of all workers together."""
-        return sum(self._steps.values())
-
-    @property
-    def passed_s(self) -> float:
-        """Seconds that chunks waited between the steps, or were moved from one to the next."""
-        return sum(self.totals.seconds.values()) - self.worked_s
-
-    @property
-    def _steps(self) -> dict[str, float]:
-        return {step: spent for step, spent in self.totals.seconds.items() if step not in (WAIT, TRANSFER)}
 
 
 def status(url: str, options: dict[str, Any] | None = None) -> Status:

@@ -164,17 +164,17 @@ def test_status_names_the_step_that_took_the_most(tmp_path):
     folder = Folder(str(tmp_path))
     build(folder, {"a.tar": 25}, finish=False)
     _spent(folder, read=0.5, decode=1.0, infer=2.0, write=0.25, wait=30.0, transfer=0.5)
-    found = status(folder.url)
+    found = status(folder.url).totals
     assert (found.slowest, found.worked_s, found.passed_s) == ("infer", 3 * 3.75, 3 * 30.5)
     _spent(folder, read=0.5, write=0.75, wait=30.0)
-    assert status(folder.url).slowest == "write"
+    assert status(folder.url).totals.slowest == "write"
 
 
 def test_status_names_no_step_before_the_first_commit(tmp_path):
     folder = Folder(str(tmp_path))
     build(folder, {"a.tar": 5}, finish=False)
     Ledger(folder).erase(_unit(folder, "a.tar"))
-    found = status(folder.url)
+    found = status(folder.url).totals
     assert (found.slowest, found.worked_s, found.passed_s) == (None, 0, 0)
 
 

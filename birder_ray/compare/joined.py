@@ -5,13 +5,11 @@ Every answer is the same whatever the number of threads: lists have an order, an
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 
-from birder_ray.errors import BirderRayError, ConfigError, RunFailed
+from birder_ray.database import database, streamed
 from birder_ray.schema import ERRORS, PREDICTIONS, WHOLE_SHARD
 from birder_ray.scores import Scores
 
@@ -47,26 +45,8 @@ class Joined:
         )
 
     def _load(self, name: str, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
-        failed: list[BirderRayError] = []
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            try:
-                for table in tables:
-                    yield from table.select(schema.names).cast(schema).to_batches()
-            except BirderRayError as error:
-                failed.append(error)  # DuckDB would only tell its text, within its own
-                raise
-
-        import duckdb
-
-        self._connection.register("stream", pa.RecordBatchReader.from_batches(schema, batches()))
-        try:
+        with streamed(self._connection, tables, schema):
             self._connection.execute(f"CREATE TABLE {name} AS FROM stream")
-        except duckdb.Error:
-            if failed:
-                raise failed[0] from None
-            raise
-        self._connection.unregister("stream")
 
     def ask(self, query: str, **values: object) -> list[tuple[Any, ...]]:
         """The rows that `query` gives."""
@@ -143,27 +123,8 @@ def joined(a: Scores, b: Scores, memory: str) -> Iterator[Joined]:
     Raises:
         ConfigError: DuckDB is not installed, or `memory` is no size. RunFailed: it needs more memory or disk.
     """
-    try:
-        import duckdb
-    except ImportError:
-        raise ConfigError("compare needs DuckDB: pip install 'birder-ray[findings]'") from None
-    with TemporaryDirectory(prefix="birder-ray-compare-") as folder:
-        settings: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": memory,
-            "temp_directory": folder,
-            "preserve_insertion_order": False,
-        }
-        try:
-            connection = duckdb.connect(str(Path(folder) / "joined.duckdb"), config=settings)
-        except duckdb.Error as error:
-            raise ConfigError(f"--memory {memory}: {error}; give a size as 1GB") from None
-        try:
-            yield Joined(connection, a, b)
-        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
-            remedy = f"give more --memory than {memory}, or a TMPDIR with more space"
-            raise RunFailed(f"{folder}: {error}; {remedy}") from None
-        finally:
-            connection.close()
+    with database(memory, "compare") as (connection, _):
+        yield Joined(connection, a, b)
 
 
 def _scored(scores: Scores) -> Iterator[pa.Table]:

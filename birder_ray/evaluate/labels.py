@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 
-from birder_ray.errors import BirderRayError, ConfigError, RunFailed
+from birder_ray.database import database, streamed
+from birder_ray.errors import ConfigError, RunFailed
 from birder_ray.schema import ERRORS, PREDICTIONS, WHOLE_SHARD
 from birder_ray.scores import Scores
 from birder_ray.storage import open_binary, redact
@@ -120,28 +120,13 @@ class OfFile:
         return str(sample)
 
     def _joined(self, table: str, schema: pa.Schema, query: str) -> Iterator[pa.Table]:
-        import duckdb
-
-        failed: list[BirderRayError] = []
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            try:
-                for rows in self.scores.stream(table, [name for name in schema.names if name != "label"]):
-                    yield from rows.select(schema.names).cast(schema).to_batches()
-            except BirderRayError as error:
-                failed.append(error)  # DuckDB would only tell its text, within its own
-                raise
-
-        self.connection.register("stream", pa.RecordBatchReader.from_batches(schema, batches()))
+        tables = self.scores.stream(table, [name for name in schema.names if name != "label"])
         try:
-            for batch in self.connection.sql(query).to_arrow_reader(_BATCH):
-                yield pa.Table.from_batches([batch])
-        except (duckdb.Error, pa.ArrowException, OSError) as error:
-            if failed:
-                raise failed[0] from None
+            with streamed(self.connection, tables, schema):
+                for batch in self.connection.sql(query).to_arrow_reader(_BATCH):
+                    yield pa.Table.from_batches([batch])
+        except (pa.ArrowException, OSError) as error:  # what DuckDB fails of while it is read from
             raise RunFailed(f"{redact(self.file)}: {error}; give TMPDIR with more space, or more --memory") from None
-        finally:
-            self.connection.unregister("stream")
 
 
 @contextmanager
@@ -156,45 +141,34 @@ def from_file(scores: Scores, file: str, sample_column: str, label_column: str, 
         ConfigError: DuckDB is missing, the file is not there or no such file, lacks a column, or has two labels for
             one sample. RunFailed: it needs more memory.
     """
-    try:
-        import duckdb
-    except ImportError:
-        raise ConfigError("a labels file needs DuckDB: pip install 'birder-ray[findings]'") from None
     where = redact(file)
-    with TemporaryDirectory(prefix="birder-ray-evaluate-") as folder:
-        copy = Path(folder, "labels.csv.gz" if file.endswith(".gz") else "labels")
+    with database(memory, "a labels file") as (connection, folder):
+        import duckdb
+
+        copy = folder / ("labels.csv.gz" if file.endswith(".gz") else "labels")
         sha256 = _copied(file, copy)
-        settings: dict[str, Any] = {"memory_limit": memory, "temp_directory": folder, "preserve_insertion_order": False}
+        scan = "read_parquet($file)" if file.endswith(".parquet") else "read_csv($file, all_varchar=true, header=true)"
         try:
-            connection = duckdb.connect(str(Path(folder, "joined.duckdb")), config=settings)
+            connection.execute(f"CREATE TABLE file AS FROM {scan}", {"file": str(copy)})
+            names = [name for name, *_ in connection.execute("DESCRIBE file").fetchall()]
+            for column, option in ((sample_column, "--sample-column"), (label_column, "--label-column")):
+                if column not in names:
+                    raise ConfigError(f"{where}: has no column {column}, but {', '.join(names)}; give {option}")
+            sample, label = (f'"{name.replace(chr(34), 2 * chr(34))}"' for name in (sample_column, label_column))
+            connection.execute(
+                f"CREATE TABLE labels AS SELECT sample, min(label) AS label, max(label) AS other FROM (SELECT "
+                f"{sample}::VARCHAR AS sample, nullif(trim({label}::VARCHAR, E' \\t\\r\\n'), '') AS label "
+                "FROM file) WHERE sample IS NOT NULL GROUP BY sample"
+            )
+        except duckdb.OutOfMemoryException:
+            raise
         except duckdb.Error as error:
-            raise ConfigError(f"--memory {memory}: {error}; give a size as 1GB") from None
-        try:
-            parquet = file.endswith(".parquet")
-            scan = "read_parquet($file)" if parquet else "read_csv($file, all_varchar=true, header=true)"
-            try:
-                connection.execute(f"CREATE TABLE file AS FROM {scan}", {"file": str(copy)})
-                names = [name for name, *_ in connection.execute("DESCRIBE file").fetchall()]
-                for column, option in ((sample_column, "--sample-column"), (label_column, "--label-column")):
-                    if column not in names:
-                        raise ConfigError(f"{where}: has no column {column}, but {', '.join(names)}; give {option}")
-                sample, label = (f'"{name.replace(chr(34), 2 * chr(34))}"' for name in (sample_column, label_column))
-                connection.execute(
-                    f"CREATE TABLE labels AS SELECT sample, min(label) AS label, max(label) AS other FROM (SELECT "
-                    f"{sample}::VARCHAR AS sample, nullif(trim({label}::VARCHAR, E' \\t\\r\\n'), '') AS label "
-                    "FROM file) WHERE sample IS NOT NULL GROUP BY sample"
-                )
-            except duckdb.OutOfMemoryException as error:
-                raise RunFailed(f"{where}: {error}; give more --memory than {memory}") from None
-            except duckdb.Error as error:
-                raise ConfigError(f"{where}: {error}; give CSV with a header, or .parquet") from None
-            connection.execute("DROP TABLE file")
-            query = "SELECT sample, label, other FROM labels WHERE label <> other ORDER BY sample LIMIT 1"
-            if twice := connection.execute(query).fetchall():
-                raise ConfigError("{}: sample {} has the labels {} and {}; keep one".format(where, *twice[0]))
-            yield OfFile(connection, scores, sha256, file)
-        finally:
-            connection.close()
+            raise ConfigError(f"{where}: {error}; give CSV with a header, or .parquet") from None
+        connection.execute("DROP TABLE file")
+        query = "SELECT sample, label, other FROM labels WHERE label <> other ORDER BY sample LIMIT 1"
+        if twice := connection.execute(query).fetchall():
+            raise ConfigError("{}: sample {} has the labels {} and {}; keep one".format(where, *twice[0]))
+        yield OfFile(connection, scores, sha256, file)
 
 
 def _copied(file: str, to: Path) -> str:

@@ -52,7 +52,10 @@ def steps(work: Work) -> str:
     """Seconds of all workers, by step."""
     figure = _figure("seconds of all workers", None, height=220)
     ordered = sorted(work.totals.seconds.items(), key=lambda item: item[1])
-    colours = [ORANGE if step == work.slowest else BLUE if step in work.steps else _GREY[0] for step, _ in ordered]
+    colours = [
+        ORANGE if step == work.totals.slowest else BLUE if step in work.totals.steps else _GREY[0]
+        for step, _ in ordered
+    ]
     names, values = [shown(step) for step, _ in ordered], [round(spent, 2) for _, spent in ordered]
     figure.add_bar(
         x=values, y=names, orientation="h", marker_color=colours, hovertemplate="%{y}: %{x:,.2f} s<extra></extra>"

@@ -11,7 +11,6 @@ import numpy as np
 
 from birder_ray.commit import Ledger
 from birder_ray.runs import RUNS
-from birder_ray.schema import TRANSFER, WAIT
 from birder_ray.scores import Scores
 from birder_ray.totals import Totals
 
@@ -45,16 +44,6 @@ class Work:
     totals: Totals
     stretches: Sequence[Stretch]
     engines: Mapping[str, int]
-
-    @property
-    def steps(self) -> dict[str, float]:
-        """Seconds that workers spent, by step; without waiting and transfers."""
-        return {step: spent for step, spent in self.totals.seconds.items() if step not in (WAIT, TRANSFER)}
-
-    @property
-    def slowest(self) -> str | None:
-        """The step that took the most of all workers' time; None without commits."""
-        return max(self.steps, key=self.steps.__getitem__, default=None)
 
 
 def work(scores: Scores) -> Work:

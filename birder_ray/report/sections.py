@@ -54,7 +54,7 @@ def _overview(facts: Facts) -> str:
     ]
     if seen:
         told.append(("Classes seen", f"{number(len(seen.counts))} of {number(seen.classes)}"))
-    told += [("Images/s at work", number(_pace(facts))), ("Slowest step", facts.work.slowest or "none")]
+    told += [("Images/s at work", number(_pace(facts))), ("Slowest step", facts.work.totals.slowest or "none")]
     return tiles(told)
 
 
@@ -123,8 +123,8 @@ def _throughput(facts: Facts) -> str:
     runs = [(each.run or "unnamed", _time(each.began), _time(each.ended), each.images) for each in work.stretches]
     pace = f"Images per second over the time worked: {number(_pace(facts))} on average, in {plural(len(runs), 'run')}."
     seconds = sorted(work.totals.seconds.items(), key=lambda item: -item[1])
-    told = f"Seconds of all workers by step. The slowest is {work.slowest}"
-    share = work.steps[work.slowest] / max(1e-9, sum(work.steps.values())) if work.slowest else 0.0
+    told = f"Seconds of all workers by step. The slowest is {work.totals.slowest}"
+    share = work.totals.steps[work.totals.slowest] / max(1e-9, work.totals.worked_s) if work.totals.slowest else 0.0
     told += f", with {share:.0%} of what the steps took. Wait and transfer lie between the steps, and block no worker."
     return figure(
         "pace",

@@ -7,15 +7,15 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from birder_ray.config import RunConfig, SourceConfig
 from birder_ray.errors import SampleError, plain
+from birder_ray.manifest import lacking_options, reopened
 from birder_ray.report.facts import Image
 from birder_ray.source import list_shards, read_samples
-from birder_ray.source.base import Shard
+from birder_ray.source.base import FORMATS, MAX_PIXELS, Shard
 from birder_ray.source.fetch import prefetch
 
 SIDE_PX = 192
@@ -23,9 +23,6 @@ MAX_BYTES = 16_000
 """Of one JPEG."""
 
 _QUALITIES = (80, 60, 40, 20)
-_MAX_PIXELS = 178_956_970
-# As in decode.py, which imports torch
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
 _SIDE_BY_SIDE = 4
 
 
@@ -51,10 +48,10 @@ def thumbnails(
     if not wanted:
         return Thumbnails({}, {})
     try:
-        source = _source(manifest, source_options)
+        source = RunConfig(**reopened(manifest, source_options)).source
         shards = {shard.name: shard for shard in list_shards(source)}
     except Exception as error:
-        reason = f"{plain(str(error) or type(error).__name__)}{_hint(manifest, source_options)}"
+        reason = f"{plain(str(error) or type(error).__name__)}{lacking_options(manifest, source_options)}"
         return Thumbnails({}, {reason: sum(map(len, wanted.values()))})
     fingerprints = {each["name"]: each["fingerprint"] for each in manifest["inputs"]}
 
@@ -83,8 +80,8 @@ def jpeg(data: bytes) -> bytes:
     """
     from PIL import Image as Pillow
 
-    with Pillow.open(io.BytesIO(data), formats=_FORMATS) as opened:
-        if opened.width * opened.height > _MAX_PIXELS:
+    with Pillow.open(io.BytesIO(data), formats=FORMATS) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
             raise ValueError("more pixels than are decoded")
         opened.draft("RGB", (2 * SIDE_PX, 2 * SIDE_PX))
         small = opened.convert("RGB")
@@ -131,15 +128,3 @@ def _checked(image: Image, sample: str, content: bytes | SampleError) -> bytes:
 
 def _reason(error: Exception) -> str:
     return plain(f"{getattr(error, 'error_type', type(error).__name__)}: {error}")
-
-
-def _source(manifest: Mapping[str, Any], options: Mapping[str, Any] | None) -> SourceConfig:
-    """The source of the run, as far as its manifest tells."""
-    fields = deepcopy(dict(manifest["config"]))
-    fields["source"]["options"], fields["destination_options"] = dict(options or {}), {}
-    return RunConfig(**fields).source
-
-
-def _hint(manifest: Mapping[str, Any], options: Mapping[str, Any] | None) -> str:
-    names = sorted(set(manifest["config"]["source"]["options"]) - set(options or {}))
-    return f" (the run was given the source options {', '.join(names)}: give them as --source-option)" if names else ""

@@ -16,6 +16,13 @@ Wanted = Callable[[int], bool]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
+"""What Pillow may open, whatever a file calls itself: others of its formats start programs (EPS: Ghostscript), or are
+met by nobody who looks for holes in them."""
+
+MAX_PIXELS = 178_956_970
+"""Pillow's limit for an image; here, of an image as resized too."""
+
 MAX_BYTES = 1 << 30
 """No encoded image is larger; a server or an archive that never stops must not fill the memory."""
 
