@@ -61,7 +61,7 @@ measured = $(BIN)/python benchmarks/$(1).py --network $(2) --rounds $(ROUNDS) $(
 	--json $(RESULTS)/$(1)-$(2).json > $(RESULTS)/$(1)-$(2).md
 
 bench: export BIRDER_RAY_CACHE := $(CURDIR)/build/bench
-bench: setup  ## the figures of docs/performance.md: 70 minutes of 2 cores that do nothing else; ROUNDS=2: 60
+bench: setup  ## the figures of docs/performance.md: some 90 minutes of 2 cores that do nothing else
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DAFT)
 	rm -rf $(BIRDER_RAY_CACHE) && mkdir -p $(RESULTS)
 	$(BIN)/python benchmarks/accuracy.py --birder-ray > $(RESULTS)/accuracy.txt
@@ -71,7 +71,7 @@ bench: setup  ## the figures of docs/performance.md: 70 minutes of 2 cores that 
 	$(call measured,throughput,hieradet_small,--rounds 2)
 	$(call measured,peers,hgnet_v2_b2,--images 1920 --rounds 2)
 	$(call measured,peers,efficientnet_lite0,--images 1280 --rounds 2)
-	$(call measured,memory,efficientnet_lite0,--rounds 1)
+	$(call measured,memory,efficientnet_lite0,--rounds 1 --images 2560)
 	$(call measured,memory,hgnet_v2_b2,--rounds 1 --images 640)
 	$(call measured,engines,hgnet_v2_b2,--rounds 1)
 	$(BIN)/python benchmarks/plot.py $(RESULTS)
