@@ -172,6 +172,8 @@ def rollup(dest: str, options: tuple[str, ...], **told: Any) -> None:
         results.print(f"{rank:8} {count:,} images ({count / done.rows:.1%})")
     bound = "" if done.exact else "; probabilities are lower bounds, as only the top classes are stored (--logits)"
     results.print(f"rollup   {done.rows:,} images at {done.confidence:g}{bound}")
+    if not done.finished:
+        results.print("note     the run is unfinished: rolled up is what is committed by now")
     if done.without_taxon:
         results.print(f"no taxon {done.without_taxon:,} classes")
     if done.not_classes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from birder_ray.errors import BirderRayError, ConfigError, RunFailed
+from birder_ray.errors import ConfigError, RunFailed
 
 
 @contextmanager
@@ -44,15 +44,15 @@ def database(memory: str, what: str) -> Iterator[tuple[Any, Path]]:
 def streamed(connection: Any, tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[None]:
     """Have queries of `connection` read `tables` once, as table `stream` with the columns of `schema`.
 
-    Raises whatever of this package's errors `tables` raise; DuckDB would only tell their text, within its own.
+    Raises whatever `tables` raise; DuckDB would only tell the text of it, within its own.
     """
-    failed: list[BirderRayError] = []
+    failed: list[Exception] = []
 
     def batches() -> Iterator[pa.RecordBatch]:
         try:
             for table in tables:
                 yield from table.select(schema.names).cast(schema).to_batches()
-        except BirderRayError as error:
+        except Exception as error:
             failed.append(error)
             raise
 

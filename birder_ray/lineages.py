@@ -34,7 +34,7 @@ def lineages(classes: pa.Table, file: str | None) -> pa.Table:
     ranks = [rank for rank in RANKS if rank in told.column_names]
     if "class_name" not in told.column_names or not ranks:
         raise ConfigError(f"{redact(file)}: needs a column class_name and any of {', '.join(RANKS)}")
-    names = told["class_name"].cast(pa.string()).to_pylist()
+    names = told["class_name"].to_pylist()
     rows = {name: at for at, name in enumerate(names)}
     if len(rows) < len(names):
         twice = next(name for at, name in enumerate(names) if rows[name] != at)
@@ -44,7 +44,7 @@ def lineages(classes: pa.Table, file: str | None) -> pa.Table:
     if order.null_count == len(own):
         raise ConfigError(f"{redact(file)}: has none of the classes, which are called as {own[0]}")
     columns = {name: classes[name] for name in ("class_index", "class_name")}
-    return pa.table(columns | {rank: told[rank].cast(pa.string()).take(order) for rank in ranks})
+    return pa.table(columns | {rank: told[rank].take(order) for rank in ranks})
 
 
 def common_names(file: str, classes: int) -> np.ndarray:
@@ -74,7 +74,7 @@ def allowed_classes(file: str, classes: pa.Table) -> tuple[np.ndarray, tuple[str
     underscores for spaces are all the same.
 
     Args:
-        file: names, one a line, or a CSV file whose first column has them. classes: with their ranks.
+        file: names, one a line, or a CSV or Parquet file whose first column has them. classes: with their ranks.
 
     Returns:
         (classes,) booleans, and the names that are no class or taxon of these.
@@ -89,7 +89,11 @@ def allowed_classes(file: str, classes: pa.Table) -> tuple[np.ndarray, tuple[str
     allowed = np.array([bool(each & wanted) for each in own])
     if not allowed.any():
         raise ConfigError(f"{redact(file)}: none of its {len(names)} names is a class or taxon of the model")
-    return allowed, tuple(sorted(wanted.difference(*own)))
+    return allowed, tuple(sorted(wanted.difference(*own, _HEADERS)))
+
+
+_HEADERS = {"class name", "common name", "name", "scientific name", "species", "taxon", *RANKS}
+"""What the first line of a checklist in CSV may say without being one of its names."""
 
 
 def _plain(name: str) -> str:
@@ -97,23 +101,43 @@ def _plain(name: str) -> str:
 
 
 def _lines(file: str) -> list[str]:
-    if file.endswith(".csv"):
-        column: list[str | None] = _table(file).column(0).cast(pa.string()).to_pylist()
-        return [name or "" for name in column]
-    return _bytes(file).decode(errors="replace").splitlines()
+    if file.lower().endswith((".csv", ".parquet")):
+        table = _table(file)
+        # The first line of a CSV file may be a header or a name: a header is no taxon, and does no harm
+        return [table.column_names[0], *(name or "" for name in table.column(0).to_pylist())]
+    return _bytes(file).decode("utf-8-sig", errors="replace").splitlines()
 
 
 def _table(file: str) -> pa.Table:
+    """Every column as text, null where a cell is empty."""
     data = io.BytesIO(_bytes(file))
     try:
-        return pq.read_table(data) if file.endswith(".parquet") else pa.csv.read_csv(data)
-    except pa.ArrowException as error:
-        raise ConfigError(f"{redact(file)}: cannot be read as a table: {error}") from None
+        if file.lower().endswith(".parquet"):
+            found = pq.read_table(data)
+        else:
+            names = pa.csv.open_csv(data).schema.names
+            data.seek(0)
+            kinds = dict.fromkeys(names, pa.string())
+            found = pa.csv.read_csv(
+                data,
+                convert_options=pa.csv.ConvertOptions(
+                    column_types=kinds, strings_can_be_null=True, null_values=[""], quoted_strings_can_be_null=True
+                ),
+            )
+        if len(set(found.column_names)) < len(found.column_names):
+            raise ValueError("two columns have one name")
+        return found.cast(pa.schema([(name, pa.string()) for name in found.column_names]))
+    except (pa.ArrowException, ValueError) as error:
+        raise ConfigError(
+            f"{redact(file)}: cannot be read as a table: {error}; give CSV in UTF-8, or Parquet"
+        ) from None
 
 
 def _bytes(file: str) -> bytes:
     fs, path = filesystem(file)
     try:
         return read_whole(fs, path)
-    except OSError as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # of any filesystem's kind, credentials that are lacking among them
         raise ConfigError(f"{redact(file)}: cannot be read: {error}") from None

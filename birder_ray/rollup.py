@@ -28,6 +28,8 @@ ROLLUP, ABOUT = "rollup", "rollup/_about.json"
 _AT_ONCE = 256
 """Rows whose logits are unpacked at once: 20 MB, of 10,000 classes."""
 
+_PRODUCTS = 4_000_000
+"""Pairs of stored classes compared at once, to see which are of one taxon."""
 _KEYS = [field.name for field in KEY_FIELDS]
 
 
@@ -36,13 +38,15 @@ class RolledUp:
     """What was made.
 
     Args:
-        confidence: that a taxon had to reach. exact: from all classes' probabilities; else from the stored top ones,
-            and every probability is a lower bound. rows: images. ranks: images by the lowest rank that was certain
-            enough, "none" where none was. without_taxon: classes of which no taxon is known. checklist: classes on it.
-            not_classes: its names that are no taxon of the model.
+        finished: whether the run had come to its end. confidence: that a taxon had to reach.
+        exact: from all classes' probabilities; else from the stored top ones, and every probability is a lower bound.
+        rows: images. ranks: images by the lowest rank that was certain enough, "none" where none was.
+        without_taxon: classes of which no taxon is known. checklist: classes on it. not_classes: its names that are no
+            taxon of the model.
     """
 
     recipe: str
+    finished: bool
     confidence: float
     exact: bool
     rows: int
@@ -82,22 +86,26 @@ def rollup(
     classes = lineages(scores.classes, taxonomy)
     common = common_names(names, classes.num_rows) if names else None
     allowed, unknown = allowed_classes(checklist, classes) if checklist else (None, ())
-    exact = bool(scores.recipe.facts["tables"][PREDICTIONS]["logits"])
+    stored = scores.recipe.facts["tables"][PREDICTIONS]
+    # With test-time augmentation the probabilities are a mean over views, which no mean of logits gives back
+    exact = bool(stored["logits"] and not stored.get("tta"))
     table = _Table(Taxonomy(classes), classes["class_name"].to_pylist(), confidence, common, allowed)
     ledger, ranks, written = Ledger(scores.folder), Counter[str](), set[str]()
-    scores.folder.delete(ABOUT)
+    scores.delete(ABOUT)
     columns = {PREDICTIONS: [*_KEYS, "top_indices", "top_probabilities", *(["logits"] if exact else [])]}
     for record, (predictions,) in scores.recorded(columns):
         made = table.of(predictions)
         ranks.update(name or "none" for name in made["rollup_rank"].to_pylist())
-        scores.folder.write(f"{ROLLUP}/{record.unit}.parquet", encode(made, _metadata(record)))
+        scores.write(f"{ROLLUP}/{record.unit}.parquet", encode(made, _metadata(record)))
         written.add(record.unit)
     for unit in ledger.parts(ROLLUP) - written:
-        scores.folder.delete(f"{ROLLUP}/{unit}.parquet")
+        scores.delete(f"{ROLLUP}/{unit}.parquet")
     size = None if allowed is None else int(allowed.sum())
     counts = dict(ranks.most_common())
-    done = RolledUp(scores.recipe.key, confidence, exact, ranks.total(), counts, _without(classes), size, unknown)
-    scores.folder.write(ABOUT, to_json(asdict(done)))
+    done = RolledUp(
+        scores.recipe.key, scores.finished, confidence, exact, ranks.total(), counts, _without(classes), size, unknown
+    )
+    scores.write(ABOUT, to_json(asdict(done)))
     return done
 
 
@@ -128,7 +136,8 @@ class _Table:
         self.allowed = allowed
 
     def of(self, predictions: pa.Table) -> pa.Table:
-        step = _AT_ONCE if "logits" in predictions.column_names else len(predictions)
+        width = len(predictions["top_indices"][0])
+        step = _AT_ONCE if "logits" in predictions.column_names else max(1, _PRODUCTS // width**2)
         return pa.concat_tables(self._of(predictions.slice(at, step)) for at in range(0, len(predictions), step))
 
     def _of(self, predictions: pa.Table) -> pa.Table:

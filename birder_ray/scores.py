@@ -15,14 +15,15 @@ import pyarrow.parquet as pq
 
 from birder_ray.commit import CLASSES, SUCCESS, Ledger
 from birder_ray.deep import class_names
-from birder_ray.errors import ConfigError
+from birder_ray.errors import ConfigError, RunFailed
 from birder_ray.folder import Folder
 from birder_ray.manifest import Recipe
 from birder_ray.manifest import load as load_manifest
 from birder_ray.parts import part_name
-from birder_ray.plan import split_name
-from birder_ray.record import Record
+from birder_ray.plan import split_name, unit_prefix
+from birder_ray.record import Record, record_name
 from birder_ray.schema import ERRORS
+from birder_ray.source.base import Shard
 from birder_ray.source.fetch import prefetch
 from birder_ray.storage import redact
 
@@ -65,15 +66,19 @@ class Scores:
 
     @cached_property
     def units(self) -> Sequence[str]:
-        """Names of the committed units, by shard and number."""
-        return sorted(Ledger(self.folder).units(), key=split_name)
+        """Names of the committed units of the inputs that the manifest has, by shard and number. Beside them may stand
+        those of shards that have changed since, until the run that follows its source comes to its end."""
+        rows, key = self.manifest["unit_rows"], self.recipe.key
+        inputs = (Shard(each["uri"], each["name"], "", each["fingerprint"]) for each in self.manifest["inputs"])
+        known = {unit_prefix(key, rows, shard) for shard in inputs}
+        return sorted((unit for unit in Ledger(self.folder).units() if split_name(unit)[0] in known), key=split_name)
 
     @cached_property
     def class_names(self) -> Sequence[str]:
         """Names of the classes by index. Raises ConfigError where classes.parquet is missing or damaged."""
         names, problem = class_names(self.folder)
         if names is None:
-            raise ConfigError(f"{self.where}: {problem or f'{CLASSES}: missing'}; birder-ray repair writes it again")
+            raise ConfigError(f"{self.where}: {problem or f'{CLASSES}: missing'}; birder-ray verify tells what else is")
         return names
 
     @cached_property
@@ -116,6 +121,13 @@ class Scores:
         ledger = Ledger(self.folder)
 
         def read(unit: str) -> tuple[Record, tuple[pa.Table, ...]] | None:
+            try:
+                return whole(unit)
+            except ConfigError:
+                # A run may be at work, and have taken the unit back, or written it anew, between two reads
+                return whole(unit) if self.folder.exists(record_name(unit)) else None
+
+        def whole(unit: str) -> tuple[Record, tuple[pa.Table, ...]] | None:
             record = ledger.read(unit)
             if record.recipe != self.recipe.key or columns.keys() - record.parts.keys():
                 return None  # of a recipe that this one is just replacing, without rows, or about to get the table
@@ -125,15 +137,39 @@ class Scores:
             if found is not None:
                 yield found
 
+    def write(self, name: str, data: bytes, content_type: str | None = None) -> None:
+        """Write a file beside the tables. Raises ConfigError where this destination may only be read."""
+        try:
+            self.folder.write(name, data, content_type)
+        except (OSError, NotImplementedError) as error:
+            raise ConfigError(f"{self.where}/{name}: cannot be written: {error}") from None
+
+    def delete(self, name: str) -> None:
+        """Delete a file beside the tables, if it is there. Raises as `write`."""
+        try:
+            self.folder.delete(name)
+        except (OSError, NotImplementedError) as error:
+            raise ConfigError(f"{self.where}/{name}: cannot be replaced: {error}") from None
+
+    def _bytes(self, name: str) -> bytes:
+        try:
+            return self.folder.read(name)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise RunFailed(
+                f"{self.where}/{name}: cannot be read now: {error}; nothing is damaged, try again"
+            ) from None
+
     def _part(self, table: str, record: Record, columns: Sequence[str] | None) -> pa.Table:
         name = part_name(table, record.unit)
         try:
-            data = self.folder.read(name)
+            data = self._bytes(name)
             if hashlib.sha256(data).hexdigest() != record.parts[table].sha256:
-                raise OSError("its content is not what was committed")
+                raise ValueError("its content is not what was committed")
             return pq.ParquetFile(io.BytesIO(data)).read(columns=columns)
         except FileNotFoundError:
             problem = "missing"
-        except (pa.ArrowException, OSError, KeyError) as error:
+        except (pa.ArrowException, ValueError, KeyError) as error:
             problem = f"cannot be read: {error}"
         raise ConfigError(f"{self.where}/{name}: {problem}; birder-ray verify lists all damage, repair takes it back")

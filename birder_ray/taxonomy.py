@@ -98,5 +98,6 @@ def lowest(levels: Sequence[Rolled], confidence: float) -> np.ndarray:
     """(n,) position in `levels` of the lowest rank whose likeliest taxon reaches `confidence`, -1 where none does."""
     found = np.full(len(levels[0].taxa), -1)
     for at, level in enumerate(levels):
-        found[(level.taxa >= 0) & (level.probabilities >= confidence)] = at
+        # As what is stored: of float32, 0.65 is a little less than 0.65
+        found[(level.taxa >= 0) & (level.probabilities.astype(np.float32) >= np.float32(confidence))] = at
     return found

@@ -61,7 +61,12 @@ def main() -> None:
     def submit(name: str, *more: str) -> dict:
         return ray("job", "submit", *more, "--", "birder-ray", "run", str(folder / name))
 
-    head = ("--num-cpus=2", f"--metrics-export-port={METRICS}", "--object-store-memory=134217728")
+    head = (
+        "--node-ip-address=127.0.0.1",
+        "--num-cpus=2",
+        f"--metrics-export-port={METRICS}",
+        "--object-store-memory=134217728",
+    )
     started = ray("start", "--head", "--disable-usage-stats", *head)
     assert started["code"] == 0, started["output"]
     scraped = Scraped()

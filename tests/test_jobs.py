@@ -34,7 +34,7 @@ def said(model, tmp_path_factory) -> dict:
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(told))
     (folder / "mistake.yaml").write_text(yaml.safe_dump({**told, "source": str(folder / "nowhere")}))
-    alone = ["unshare", "--net", "--pid", "--mount", "--fork", "--mount-proc"]
+    alone = ["unshare", "--kill-child", "--net", "--pid", "--mount", "--fork", "--mount-proc"]
     within = ["sh", "-c", 'ip link set lo up && "$0" "$@"']
     script = [sys.executable, "-m", "tests.jobs", str(CLUSTER), str(folder)]
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}

@@ -108,7 +108,7 @@ def test_an_autoscaler_brings_workers_and_takes_them_away(model, tmp_path):
         "destination": str(tmp_path / "out"),
         "compute": {"unit_rows": UNIT, "batch_size": 5, "ray_address": "auto", "max_cpus": 4, "max_gpus": 3},
     }
-    flags = ("--net", "--pid", "--mount", "--fork", "--mount-proc")
+    flags = ("--kill-child", "--net", "--pid", "--mount", "--fork", "--mount-proc")
     alone = ["unshare", *flags, "sh", "-c", 'ip link set lo up && "$0" "$@"']
     script = [sys.executable, "-m", "tests.autoscaled", json.dumps(config)]
     root = Path(__file__).parent.parent

@@ -13,7 +13,8 @@ from birder_ray.classes import RANKS, classes_table
 from birder_ray.commit import Ledger
 from birder_ray.errors import ConfigError
 from birder_ray.folder import Folder
-from birder_ray.rollup import ABOUT, rollup
+from birder_ray.lineages import lineages
+from birder_ray.rollup import ABOUT, _Table, rollup
 from birder_ray.taxonomy import Taxonomy, lowest
 from birder_ray.verify import verify
 from tests.built import NAMES, build, rewrite
@@ -135,9 +136,9 @@ def test_a_death_leaves_no_account_of_it(folder, taxonomy, monkeypatch):
     rollup(folder.url, taxonomy=taxonomy)
     write, left = Folder.write, iter(range(2))
 
-    def dying(self, name, data):
+    def dying(self, name, *told):
         next(left)
-        write(self, name, data)
+        write(self, name, *told)
 
     with monkeypatch.context() as patched:
         patched.setattr(Folder, "write", dying)
@@ -193,6 +194,62 @@ def test_classes_that_no_taxonomy_knows_have_no_taxon(folder, tmp_path):
     assert rollup(folder.url, taxonomy=str(tmp_path / "few.csv"), confidence=0.1).without_taxon == 1
     found = {(row["index"] % 3, row["rollup_taxon"]) for row in rows(folder) if row["index"] > 3}
     assert found == {(0, "Ardea cinerea"), (1, "Aves"), (2, None)}
+
+
+@pytest.mark.parametrize("written", ["\ufeffheron\nibis\n", "heron\r\nibis\r\n", "HERON\n_ibis_\n"])
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".CSV"])
+def test_no_name_of_a_checklist_is_lost(folder, taxonomy, tmp_path, written, suffix):
+    """Also not the first line, which may be a header or not."""
+    checklist = tmp_path / f"here{suffix}"
+    for header in ("", "species\n"):
+        checklist.write_text(header + written if not header else header + written.lstrip("\ufeff"), "utf-8")
+        done = rollup(folder.url, taxonomy=taxonomy, checklist=str(checklist))
+        assert done.checklist == 2
+        assert set(done.not_classes) <= ({"species"} if suffix == ".txt" else set())
+
+
+def test_names_that_look_like_numbers_are_names(tmp_path):
+    classes = pa.table({"class_index": pa.array([0, 1, 2], pa.int32()), "class_name": ["001", "002", "10"]})
+    file = tmp_path / "taxa.csv"
+    file.write_text("class_name,family,species\n001,Ardeidae,\n002,,\n10,,x y\n")
+    found = lineages(classes, str(file))
+    assert found["family"].to_pylist() == ["Ardeidae", None, None]
+    assert found["species"].to_pylist() == [None, None, "x y"]
+    file.write_bytes("class_name,family\n001,Ardéidé\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"taxa\.csv.*UTF-8"):
+        lineages(classes, str(file))
+
+
+def test_a_mean_over_views_is_not_made_from_a_mean_of_logits(tmp_path, taxonomy):
+    folder = Folder(str(tmp_path / "tta"))
+    outputs = {"predictions": {"logits": True}, "embeddings": {}, "features": {}}
+    build(folder, SHARDS, outputs=outputs, model={"name": "tiny.pt", "tta": True})
+    done = rollup(folder.url, taxonomy=taxonomy)
+    assert not done.exact and rows(folder)[0]["species_probability"] == pytest.approx(0.5)
+
+
+def test_many_stored_classes_take_no_more_memory(random):
+    taxonomy, _, probabilities = random
+    table = _Table(taxonomy, [str(n) for n in range(60)], 0.6, None, None)
+    order = np.argsort(-probabilities, axis=1)
+    predictions = pa.table(
+        {
+            "sample": [str(n) for n in range(50)],
+            "shard": ["s"] * 50,
+            "index": range(50),
+            "top_indices": order.tolist(),
+            "top_probabilities": np.take_along_axis(probabilities, order, 1).tolist(),
+        }
+    )
+    whole = table.of(predictions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("birder_ray.rollup._PRODUCTS", 7 * 60**2)
+        assert table.of(predictions).equals(whole)
+
+
+def test_an_unfinished_run_is_told(tmp_path, taxonomy):
+    build(Folder(str(tmp_path / "half")), SHARDS, finish=False)
+    assert not rollup(str(tmp_path / "half"), taxonomy=taxonomy).finished
 
 
 def test_common_names(folder, taxonomy, tmp_path):

@@ -4,10 +4,11 @@ import pyarrow as pa
 import pytest
 
 from birder_ray.commit import Ledger
-from birder_ray.errors import ConfigError
+from birder_ray.errors import ConfigError, RunFailed
 from birder_ray.folder import Folder
 from birder_ray.parts import part_name
 from birder_ray.scores import Scores
+from tests import built
 from tests.built import NAMES, ROWS, build
 
 SHARDS = {"a.tar": 25, "b.tar": 12}
@@ -52,6 +53,42 @@ def test_a_damaged_part_is_named(folder):
     folder.delete(name)
     with pytest.raises(ConfigError, match=rf"{name}.*repair"):
         list(Scores(folder.url).stream("embeddings"))
+
+
+def test_of_a_shard_that_changed_only_what_it_is_now_is_read(folder, monkeypatch):
+    """Its old units stand beside the new ones until the run that follows the source is at its end."""
+    listed = built.Shard
+    monkeypatch.setattr(built, "Shard", lambda uri, name, kind, _: listed(uri, name, kind, "changed"))
+    build(folder, {"a.tar": 25}, finish=False, run={"incremental": True})
+    assert len(Ledger(folder).units()) > 3
+    rows = pa.concat_tables(Scores(folder.url).stream("predictions", ["sample"]))["sample"].to_pylist()
+    assert len(rows) == len(set(rows)) == 24
+
+
+@pytest.mark.parametrize("failing", ["predictions", "_commits"])
+def test_an_outage_is_no_damage(folder, monkeypatch, failing):
+    read = Folder.read
+
+    def refused(self, name):
+        if name.startswith(failing):
+            raise PermissionError("Access Denied")
+        return read(self, name)
+
+    monkeypatch.setattr(Folder, "read", refused)
+    with pytest.raises((RunFailed, PermissionError), match="Access Denied") as told:
+        list(Scores(folder.url).stream("predictions"))
+    assert "repair" not in str(told.value)
+
+
+def test_who_may_not_write_is_told(folder, monkeypatch):
+    def refused(*_):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Folder, "write", refused)
+    monkeypatch.setattr(Folder, "delete", refused)
+    for call in (lambda: Scores(folder.url).write("x", b""), lambda: Scores(folder.url).delete("x")):
+        with pytest.raises(ConfigError, match="read-only"):
+            call()
 
 
 def test_what_is_not_there_is_told(tmp_path, folder):

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from birder_ray.database import database, streamed
+from birder_ray.errors import ConfigError
 from birder_ray.schema import ERRORS, PREDICTIONS, WHOLE_SHARD
 from birder_ray.scores import Scores
 
@@ -39,6 +40,10 @@ class Joined:
                 f'CREATE TABLE {name}_shards AS SELECT DISTINCT sample FROM found WHERE "index" = {WHOLE_SHARD}'
             )
             self._connection.execute("DROP TABLE found")
+        for name, scores in (("a", a), ("b", b)):
+            twice = self.ask(f"SELECT sample FROM {name} GROUP BY sample HAVING count(*) > 1 ORDER BY sample LIMIT 1")
+            if twice:
+                raise ConfigError(f"{scores.where}: {twice[0][0]} stands more than once; birder-ray verify tells where")
         self._connection.execute(
             "CREATE TABLE shared AS SELECT sample, a.prediction AS pa, b.prediction AS pb, a.probability AS qa, "
             "b.probability AS qb FROM a JOIN b USING (sample)"

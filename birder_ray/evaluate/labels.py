@@ -99,7 +99,7 @@ class OfFile:
 
     def distinct(self) -> list[str]:
         rows = self.connection.execute("SELECT DISTINCT label FROM labels WHERE label IS NOT NULL ORDER BY label")
-        return [label for (label,) in rows.fetchall()]
+        return sorted({label.strip() for (label,) in rows.fetchall()} - {""})  # DuckDB trims fewer kinds of space
 
     def rows(self) -> Iterator[pa.Table]:
         query = "SELECT label, probability, top_indices FROM stream LEFT JOIN labels USING (sample)"
@@ -147,7 +147,11 @@ def from_file(scores: Scores, file: str, sample_column: str, label_column: str, 
 
         copy = folder / ("labels.csv.gz" if file.endswith(".gz") else "labels")
         sha256 = _copied(file, copy)
-        scan = "read_parquet($file)" if file.endswith(".parquet") else "read_csv($file, all_varchar=true, header=true)"
+        scan = (
+            "read_parquet($file)"
+            if file.lower().endswith(".parquet")
+            else "read_csv($file, all_varchar=true, header=true)"
+        )
         try:
             connection.execute(f"CREATE TABLE file AS FROM {scan}", {"file": str(copy)})
             names = [name for name, *_ in connection.execute("DESCRIBE file").fetchall()]
@@ -160,7 +164,7 @@ def from_file(scores: Scores, file: str, sample_column: str, label_column: str, 
                 f"{sample}::VARCHAR AS sample, nullif(trim({label}::VARCHAR, E' \\t\\r\\n'), '') AS label "
                 "FROM file) WHERE sample IS NOT NULL GROUP BY sample"
             )
-        except duckdb.OutOfMemoryException:
+        except (duckdb.OutOfMemoryException, duckdb.IOException):
             raise
         except duckdb.Error as error:
             raise ConfigError(f"{where}: {error}; give CSV with a header, or .parquet") from None
@@ -174,11 +178,15 @@ def from_file(scores: Scores, file: str, sample_column: str, label_column: str, 
 def _copied(file: str, to: Path) -> str:
     """Copy a file and return its sha256: DuckDB reads local files alone without extensions, which it would download."""
     digest = hashlib.sha256()
-    try:
-        with open_binary(file) as source, open(to, "wb") as target:
-            while block := source.read(_BLOCK):
-                digest.update(block)
-                target.write(block)
-    except OSError as error:
-        raise ConfigError(f"{redact(file)}: cannot be read: {error}; check the path of --labels") from None
+    with open(to, "wb") as target:
+        try:
+            with open_binary(file) as source:
+                blocks = iter(lambda: source.read(_BLOCK), b"")
+                while block := next(blocks, b""):
+                    digest.update(block)
+                    target.write(block)
+        except Exception as error:  # of any filesystem's kind, credentials that are lacking among them
+            raise ConfigError(
+                f"{redact(file)}: cannot be read or copied: {error}; check the path, and TMPDIR"
+            ) from None
     return digest.hexdigest()

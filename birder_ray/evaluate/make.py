@@ -90,6 +90,7 @@ def evaluate(
     scores = Scores(url, options)
     scores.needs(PREDICTIONS)
     classes = scores.classes
+    scores.delete(SUMMARY)  # before the work: who may not write is told at once
     opened = from_file(scores, labels, sample_column, label_column, memory) if labels else nullcontext(OfRun(scores))
     with opened as source:
         found = source.distinct()
@@ -124,10 +125,9 @@ def evaluate(
         seed,
         versions(),
     )
-    scores.folder.delete(SUMMARY)
     for name, table in tables(counts, classes["class_name"].to_pylist()).items():
-        scores.folder.write(f"{EVALUATION}/{name}.parquet", encode(table, {"birder_ray.recipe": done.recipe}))
-    scores.folder.write(SUMMARY, to_json(asdict(done)))
+        scores.write(f"{EVALUATION}/{name}.parquet", encode(table, {"birder_ray.recipe": done.recipe}))
+    scores.write(SUMMARY, to_json(asdict(done)))
     return done
 
 

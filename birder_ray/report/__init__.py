@@ -45,11 +45,12 @@ def report(
     images = facts.predicted.images if facts.predicted else set()
     pictures = read_thumbnails(scores.manifest, images, source_options)
     page = render("birder-ray report", facts.where, note(facts), sections(facts, pictures)).encode()
-    if to is None:
-        scores.folder.write(NAME, page, "text/html; charset=utf-8")
-        return f"{scores.where}/{NAME}"
+    where = to or f"{scores.where}/{NAME}"
     try:
-        Path(to).write_bytes(page)
-    except OSError as error:
-        raise ConfigError(f"{to}: cannot be written: {error.strerror}; give --to another path") from None
-    return to
+        if to is None:
+            scores.write(NAME, page, "text/html; charset=utf-8")
+        else:
+            Path(to).write_bytes(page)
+    except (OSError, ConfigError) as error:
+        raise ConfigError(f"{where}: cannot be written: {error}; give --to another path") from None
+    return where

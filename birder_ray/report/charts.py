@@ -108,7 +108,7 @@ def scatter(cloud: Cloud, groups: Sequence[str], short: Mapping[str, str]) -> st
     figure = _figure(axes[0], axes[1], height=520)
     places = cloud.places.tolist()
     told = cloud.predictions or [""] * len(places)
-    odds = [f"{each:.3f}" for each in cloud.probabilities] or [""] * len(places)
+    odds = ["none" if each is None else f"{each:.3f}" for each in cloud.probabilities] or [""] * len(places)
     texts = ["<br>".join(map(shown, each)) for each in zip(cloud.samples, told, odds, strict=True)]
     for name, (colour, symbol) in [("", _GREY), *zip(groups, _GROUPS, strict=False)]:
         rows = [row for row, each in enumerate(told) if (each == name if name else each not in groups)]

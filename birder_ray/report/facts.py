@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from birder_ray.classes import classes_table
 from birder_ray.report.pace import Work, work
-from birder_ray.report.vectors import Cloud, Level, cloud, levels
+from birder_ray.report.vectors import Cloud, Levels, cloud, levels
 from birder_ray.schema import EMBEDDINGS, ERRORS, FEATURES, PREDICTIONS
 from birder_ray.scores import Scores
 
@@ -110,7 +110,7 @@ class Facts:
     work: Work
     predicted: Predicted | None
     cloud: Cloud | None
-    levels: Sequence[Level] | None
+    levels: Levels | None
     quarantine: Sequence[Cause]
     evaluation: Mapping[str, Any] | None
     short: Mapping[str, str]
@@ -147,6 +147,7 @@ def predicted(scores: Scores, images: int) -> Predicted:
     probabilities, entropies = Histogram.empty(1.0), Histogram.empty(math.log(max(2, known)))
     certain = unsure = best = None
     for rows in _batches(scores.stream(PREDICTIONS, [*_SHOWN, "entropy"])):
+        rows = rows.filter(pc.and_(pc.is_valid(rows["prediction"]), pc.is_finite(rows["probability"])))
         for item in rows["prediction"].value_counts().to_pylist():
             counts[item["values"]] += item["counts"]
         probabilities.add(rows["probability"])
@@ -210,7 +211,11 @@ def _images(rows: pa.Table | None) -> list[Image]:
 
 def _short(names: Sequence[str]) -> dict[str, str]:
     table = classes_table(names)
-    return dict(zip(names, table["species"].to_pylist(), strict=True)) if "species" in table.column_names else {}
+    if "species" not in table.column_names:
+        return {}
+    species = table["species"].to_pylist()
+    often = Counter(species)  # a plant and an animal may share one
+    return {name: short for name, short in zip(names, species, strict=True) if often[short] == 1}
 
 
 def _evaluation(scores: Scores) -> Mapping[str, Any] | None:

@@ -138,7 +138,7 @@ def embeddings(facts: Facts) -> str:
 
 
 def features(facts: Facts) -> str:
-    found = facts.levels
+    found = facts.levels and facts.levels.each
     if found is None:
         return absent(facts, FEATURES)
     if not found:

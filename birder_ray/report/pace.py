@@ -59,17 +59,20 @@ def work(scores: Scores) -> Work:
         if record.recipe != scores.recipe.key:
             continue
         totals.add(record)
-        ends[record.run].append(datetime.fromisoformat(record.finished).timestamp())
-        images[record.run].append(record.samples)
         for engine, rows in record.engines.items():
             engines[engine] += rows
-    began = {run: min(_began(scores, run), *times) for run, times in ends.items()}
+        try:
+            ends[record.run].append(datetime.fromisoformat(record.finished).timestamp())
+        except ValueError:
+            continue  # it says no time
+        images[record.run].append(record.samples)
+    began = {run: min(_began(scores, run), np.min(times)) for run, times in ends.items()}
     lengths = {run: max(_SHORTEST_S, max(times) - began[run]) for run, times in ends.items()}
     width = max(_SHORTEST_S, sum(lengths.values()) / _BINS)
     stretches, offset = [], 0.0
     for run in sorted(began, key=lambda run: (began[run], run)):
-        bins = math.ceil(lengths[run] / width)
-        edges = np.minimum(np.arange(bins + 1) * width, lengths[run])
+        bins = max(1, round(lengths[run] / width))
+        edges = np.linspace(0.0, lengths[run], bins + 1)
         counted, _ = np.histogram(np.array(ends[run]) - began[run], edges, weights=np.array(images[run]))
         times = [round(offset + float(middle), 1) for middle in (edges[1:] + edges[:-1]) / 2]
         rates = [round(float(rate), 3) for rate in counted / np.diff(edges)]

@@ -8,7 +8,7 @@ from birder_ray.report import charts, findings
 from birder_ray.report.facts import SUMMARY, Facts
 from birder_ray.report.page import Section, details, figure, number, paragraph, plural, table, text, tiles
 from birder_ray.report.thumbnails import Thumbnails
-from birder_ray.schema import OUTPUT_TABLES, PREDICTIONS
+from birder_ray.schema import EMBEDDINGS, FEATURES, OUTPUT_TABLES, PREDICTIONS
 
 _LISTED, _INPUTS = 200, 20
 
@@ -41,7 +41,7 @@ def sections(facts: Facts, pictures: Thumbnails) -> list[Section]:
         Section("quarantine", "Quarantine", _quarantine(facts)),
     ]
     if facts.evaluation is not None:
-        found.append(Section("evaluation", "Evaluation", _evaluation(facts.evaluation)))
+        found.append(Section("evaluation", "Evaluation", _evaluation(facts, facts.evaluation)))
     return found
 
 
@@ -98,10 +98,13 @@ def _balance(facts: Facts) -> str:
     rows = [("read", totals.samples), ("scored", totals.rows), ("quarantined", totals.errors)]
     told = f"{totals.samples:,} read = {totals.rows:,} scored + {totals.errors:,} quarantined"
     counted = [sum(each.count for each in facts.quarantine) == totals.errors]
-    if facts.predicted:
-        counted.append(sum(facts.predicted.counts.values()) == totals.rows)
-    if facts.cloud:
-        counted.append(facts.cloud.total == totals.rows)
+    rows_of = {
+        PREDICTIONS: facts.predicted and sum(facts.predicted.counts.values()),
+        EMBEDDINGS: facts.cloud and facts.cloud.total,
+        FEATURES: facts.levels and facts.levels.total,
+    }
+    adding = facts.manifest.get("adding") or []
+    counted += [found == totals.rows for name, found in rows_of.items() if found is not None and name not in adding]
     holds = totals.samples == totals.rows + totals.errors and all(counted)
     said = (
         f"{told}. The rows of the tables, counted, agree with the commit records."
@@ -109,6 +112,8 @@ def _balance(facts: Facts) -> str:
         else f"{told}. The rows of the tables do not agree with the commit records: a run was at work meanwhile, or "
         "birder-ray verify names the damage."
     )
+    if adding:
+        said += f" A run is adding {' and '.join(adding)}, which the units have in part."
     return (
         paragraph(text(said), "" if holds else "note")
         + table("Images by outcome", ("outcome", "images"), rows)
@@ -150,10 +155,15 @@ def _quarantine(facts: Facts) -> str:
     )
 
 
-def _evaluation(summary: Mapping[str, Any]) -> str:
+def _evaluation(facts: Facts, summary: Mapping[str, Any]) -> str:
     rows = islice(_flat(summary), _LISTED)
-    return paragraph(f"As <code>{SUMMARY}</code> has it; in brackets, intervals.") + table(
-        "Evaluation", ("measure", "value"), rows
+    now = facts.manifest["recipe"]["key"], facts.work.totals.rows
+    told = "It is of other predictions than those here now: run <code>birder-ray evaluate</code> again."
+    stale = "" if (summary.get("recipe"), summary.get("scored")) == now else paragraph(told, "note")
+    return (
+        stale
+        + paragraph(f"As <code>{SUMMARY}</code> has it; in brackets, intervals.")
+        + table("Evaluation", ("measure", "value"), rows)
     )
 
 

@@ -15,7 +15,7 @@ from birder_ray.errors import SampleError, plain
 from birder_ray.manifest import lacking_options, reopened
 from birder_ray.report.facts import Image
 from birder_ray.source import list_shards, read_samples
-from birder_ray.source.base import FORMATS, MAX_PIXELS, Shard
+from birder_ray.source.base import FORMATS, Shard
 from birder_ray.source.fetch import prefetch
 
 SIDE_PX = 192
@@ -24,6 +24,8 @@ MAX_BYTES = 16_000
 
 _QUALITIES = (80, 60, 40, 20)
 _SIDE_BY_SIDE = 4
+_MAX_PIXELS = 50_000_000
+"""Four such images at once take 800 MB."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def thumbnails(
     if not wanted:
         return Thumbnails({}, {})
     try:
-        source = RunConfig(**reopened(manifest, source_options)).source
+        source = _source(manifest, source_options)
         shards = {shard.name: shard for shard in list_shards(source)}
     except Exception as error:
         reason = f"{plain(str(error) or type(error).__name__)}{lacking_options(manifest, source_options)}"
@@ -81,8 +83,8 @@ def jpeg(data: bytes) -> bytes:
     from PIL import Image as Pillow
 
     with Pillow.open(io.BytesIO(data), formats=FORMATS) as opened:
-        if opened.width * opened.height > MAX_PIXELS:
-            raise ValueError("more pixels than are decoded")
+        if opened.width * opened.height > _MAX_PIXELS:
+            raise ValueError(f"more than {_MAX_PIXELS:,} pixels")
         opened.draft("RGB", (2 * SIDE_PX, 2 * SIDE_PX))
         small = opened.convert("RGB")
     small.thumbnail((SIDE_PX, SIDE_PX))
@@ -126,5 +128,17 @@ def _checked(image: Image, sample: str, content: bytes | SampleError) -> bytes:
     return content
 
 
+def _source(manifest: Mapping[str, Any], options: Mapping[str, Any] | None) -> SourceConfig:
+    """Without the consent that the run had to read local files which a manifest on a server names: whoever wrote this
+    destination may have written that, too."""
+    fields = reopened(manifest, options)
+    fields["source"]["allow_local_uris"] = False
+    return RunConfig(**fields).source
+
+
 def _reason(error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):  # which tells an address in memory
+        return "UnidentifiedImageError: no image any more"
     return plain(f"{getattr(error, 'error_type', type(error).__name__)}: {error}")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +10,6 @@ import pyarrow.compute as pc
 from birder_ray.check import hashes_of
 from birder_ray.schema import EMBEDDINGS, FEATURES, KEY_FIELDS, PREDICTIONS
 from birder_ray.scores import Scores
-
-if TYPE_CHECKING:
-    from sklearn.preprocessing import StandardScaler
 
 _STILL = 1e-6
 """A channel whose standard deviation is below this fraction of its mean is the same in every image."""
@@ -55,6 +51,14 @@ class Level:
     still: int
 
 
+@dataclass(frozen=True)
+class Levels:
+    """All levels, of so many images."""
+
+    total: int
+    each: Sequence[Level]
+
+
 def cloud(scores: Scores, most: int) -> Cloud:
     """Map at most `most` embeddings, chosen by a hash of their sample: the same ones whatever the order of the rows."""
     told = ["prediction", "probability"] if PREDICTIONS in scores.tables else []
@@ -83,25 +87,48 @@ def cloud(scores: Scores, most: int) -> Cloud:
     return Cloud(total, held["sample"].to_pylist(), predictions, probabilities, places, explained)
 
 
-def levels(scores: Scores) -> list[Level]:
-    """What the channels of each level do, in one pass: running means and variances, values that are not finite left
-    out. Memory: one part, and three numbers per channel."""
-    scaler = _scaler()
-    running: dict[str, StandardScaler] = {}
+class _Running:
+    """Mean and variance of each of some channels, of the values that are finite (Chan, Golub and LeVeque 1979)."""
+
+    def __init__(self, channels: int):
+        self.counts, self.means, self._squares = (np.zeros(channels) for _ in range(3))
+
+    def add(self, values: np.ndarray) -> None:
+        """N,channels more."""
+        finite = np.isfinite(values)
+        counts = finite.sum(axis=0)
+        means = np.where(finite, values, 0.0).sum(axis=0) / np.maximum(counts, 1)
+        squares = (np.where(finite, values - means, 0.0) ** 2).sum(axis=0)
+        total, apart = np.maximum(self.counts + counts, 1), means - self.means
+        self._squares += squares + apart**2 * self.counts * counts / total
+        self.means = self.means + apart * counts / total
+        self.counts = self.counts + counts
+
+    @property
+    def variances(self) -> np.ndarray:
+        return self._squares / np.maximum(self.counts, 1)
+
+
+def levels(scores: Scores) -> Levels:
+    """What the channels of each level do, in one pass. Values that are not finite are left out, and so are channels
+    without any other. Memory: a few parts, and three numbers per channel."""
+    running: dict[str, _Running] = {}
+    images = 0
     for rows in scores.stream(FEATURES):
+        images += rows.num_rows
         for name in rows.column_names[len(KEY_FIELDS) :]:
             values = _matrix(rows[name])
-            values[~np.isfinite(values)] = np.nan
-            running.setdefault(name, scaler()).partial_fit(values)
-    return [_level(name, found.mean_, found.var_) for name, found in running.items()]
+            running.setdefault(name, _Running(values.shape[1])).add(values)
+    return Levels(images, [_level(name, found) for name, found in running.items() if found.counts.any()])
 
 
-def _level(name: str, means: np.ndarray, variances: np.ndarray) -> Level:
+def _level(name: str, found: _Running) -> Level:
     level, _, pooling = name.rpartition("_")
+    known = found.counts > 0
+    means, variances = found.means[known], found.variances[known]
     still = np.sqrt(variances) <= _STILL * np.abs(means)
-    within = float(np.sqrt(np.nanmean(variances)))
-    numbers = float(np.nanmean(means)), float(np.nanstd(means)), within, int(still.sum())
-    return Level(level, pooling, len(means), *numbers)
+    within = float(np.sqrt(variances.mean()))
+    return Level(level, pooling, len(known), float(means.mean()), float(means.std()), within, int(still.sum()))
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
@@ -122,9 +149,3 @@ def _projected(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
     return np.round(places / np.abs(places).max(), 4), [
         round(float(share), 4) for share in fitted.explained_variance_ratio_
     ]
-
-
-def _scaler() -> "type[StandardScaler]":
-    from sklearn.preprocessing import StandardScaler
-
-    return StandardScaler
