@@ -18,6 +18,7 @@ from torchmetrics.functional.classification.calibration_error import _ce_compute
 from birder_ray.errors import ConfigError, RunFailed
 from birder_ray.evaluate import evaluate, lines
 from birder_ray.evaluate.accuracy import Counts, scalars
+from birder_ray.evaluate.labels import class_by_label
 from birder_ray.folder import Folder
 from birder_ray.verify import verify
 from tests.graded import graded
@@ -310,6 +311,20 @@ def test_what_cannot_be_evaluated_is_told(tmp_path, plain, reference):
         evaluate(plain.url, str(tmp_path / "bad.parquet"))
     with pytest.raises(ConfigError, match="at least 1 bin"):
         evaluate(plain.url, bins=0)
+
+
+def test_whole_numbers_that_pandas_made_floats_of_are_indices():
+    classes = pa.table({"class_name": NAMES})
+    assert class_by_label(["3", "4.0", "11"], classes) == ("index", {"3": 3, "4.0": 4, "11": 11})
+    with pytest.raises(ConfigError, match="no label is a class"):
+        class_by_label(["3", "4.5"], classes)
+
+
+def test_a_confidence_on_an_edge_is_in_the_upper_bin():
+    tenths = np.arange(10, dtype=np.float32) / np.float32(10)
+    counts = Counts(2, bins=10)
+    counts.add(np.zeros(10, int), np.zeros((10, 2), int), tenths)
+    assert counts.binned.tolist() == [[0] * 10, [1] * 10]
 
 
 def test_too_little_memory_is_told(tmp_path, plain):

@@ -103,7 +103,8 @@ class Counts:
 
 def _cell(confidence: np.ndarray, cells: int) -> np.ndarray:
     """Which of `cells` equal parts of 0 to 1 each is in: lower bounds belong to a part, and 1 to the last."""
-    edges = np.linspace(0.0, 1.0, cells + 1)
+    # As what is stored: of float32, 0.9 is a little less than 0.9
+    edges = np.linspace(0.0, 1.0, cells + 1).astype(np.float32)
     return np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, cells - 1)
 
 

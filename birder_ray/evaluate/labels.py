@@ -1,6 +1,7 @@
 """Labels: where they are from, row by row, and which class of the model each of them means."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from birder_ray.scores import Scores
 from birder_ray.storage import open_binary, redact
 
 ROW = pa.schema([("label", pa.string()), ("probability", pa.float32()), ("top_indices", pa.list_(pa.int32()))])
+_WHOLE = re.compile(r"([0-9]{1,9})(?:\.0*)?")
+"""A whole number; of a column with gaps, pandas makes 3.0 of 3."""
 _BATCH = 65_536
 _BLOCK = 2**20
 
@@ -38,8 +41,9 @@ def class_by_label(labels: Sequence[str], classes: pa.Table) -> tuple[str, Mappi
     ways = {"name": {label: label for label in labels}, "scientific name": {each: _plain(each) for each in labels}}
     known = {"name": _unshared(names), "scientific name": _unshared([_plain(name or "") for name in species])}
     found = {way: {label: known[way][key] for label, key in ways[way].items() if key in known[way]} for way in ways}
-    if all(label.isascii() and label.isdigit() for label in labels):
-        found["index"] = {label: int(label) for label in labels if int(label) < len(names)}
+    whole = {label: match[1] for label in labels if (match := _WHOLE.fullmatch(label))}
+    if len(whole) == len(labels):
+        found["index"] = {label: int(number) for label, number in whole.items() if int(number) < len(names)}
     order = [way for way in ("name", "index", "scientific name") if way in found]
     best = max(order, key=lambda way: len(found[way]))
     if not found[best]:
