@@ -16,18 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from birder_ray import deep as contents
-from birder_ray import manifest as manifests
 from birder_ray.check import Check, Finding, hashes_of
 from birder_ray.commit import CLASSES, SUCCESS, Ledger
 from birder_ray.errors import ConfigError
-from birder_ray.folder import Folder
 from birder_ray.parts import part_name
-from birder_ray.plan import split_name, unit_name, unit_prefix
+from birder_ray.plan import prefixes, split_name, unit_name
 from birder_ray.record import Record, record_name
 from birder_ray.schema import ERRORS, OUTPUT_TABLES, WHOLE_SHARD
-from birder_ray.source.base import Shard
 from birder_ray.source.fetch import prefetch
-from birder_ray.storage import redact
 from birder_ray.totals import Totals
 
 _THREADS = 8
@@ -41,16 +37,6 @@ class Audit:
 
     totals: Totals
     findings: list[Finding]
-
-
-def begun(folder: Folder) -> dict[str, Any]:
-    """The manifest of `folder`. Raises ConfigError where no run has begun there, or the folder cannot be reached."""
-    folder.check()
-    found = manifests.load(folder)
-    if found is None:
-        where = redact(folder.url)
-        raise ConfigError(f"{where}: no {manifests.MANIFEST}; not a destination of birder-ray, or not begun")
-    return found
 
 
 def audit(ledger: Ledger, manifest: Mapping[str, Any], deep: bool = False) -> Audit:
@@ -90,10 +76,7 @@ class _Chain:
     def __init__(self, manifest: Mapping[str, Any]):
         self.limited = manifest["config"]["source"]["limit"] is not None
         self.key = manifest["recipe"]["key"]
-        self.inputs = {
-            unit_prefix(self.key, manifest["unit_rows"], Shard(i["uri"], i["name"], "", i["fingerprint"])): i
-            for i in manifest["inputs"]
-        }
+        self.inputs = prefixes(manifest)
         self.ended: set[str] = set()
         self.findings: list[Finding] = []
         self.last: Record | None = None

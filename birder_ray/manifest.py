@@ -204,3 +204,13 @@ def load(folder: Folder) -> dict[str, Any] | None:
             f"{redact(folder.url)} was written by a later birder-ray; upgrade with: pip install -U birder-ray"
         )
     return manifest
+
+
+def begun(folder: Folder) -> dict[str, Any]:
+    """The manifest of `folder`. Raises ConfigError where no run has begun there, or the folder cannot be reached."""
+    folder.check()
+    found = load(folder)
+    if found is None:
+        where = redact(folder.url)
+        raise ConfigError(f"{where}: no {MANIFEST}; not a destination of birder-ray, or not begun")
+    return found

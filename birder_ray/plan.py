@@ -6,10 +6,10 @@ Nothing here grows with the number of images, only with shards and units.
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from birder_ray.commit import Ledger
 from birder_ray.schema import ERRORS
@@ -36,6 +36,15 @@ def unit_prefix(recipe: str, unit_rows: int, shard: Shard) -> str:
     readable = _UNSAFE.sub("_", shard.name.rpartition("/")[2])[:40].strip("._-") or "shard"
     identity = "\x1f".join((recipe, str(unit_rows), shard.name, shard.fingerprint))
     return f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def prefixes(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The inputs that a manifest has, by what the names of their units begin with."""
+    rows, key = manifest["unit_rows"], manifest["recipe"]["key"]
+    return {
+        unit_prefix(key, rows, Shard(each["uri"], each["name"], "", each["fingerprint"])): each
+        for each in manifest["inputs"]
+    }
 
 
 def unit_name(prefix: str, number: int) -> str:

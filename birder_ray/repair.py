@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from birder_ray.audit import audit, begun
+from birder_ray.audit import audit
 from birder_ray.check import Finding
 from birder_ray.commit import SUCCESS, Ledger
 from birder_ray.folder import Folder
 from birder_ray.lock import Lock
+from birder_ray.manifest import begun
 from birder_ray.storage import redact
 
 

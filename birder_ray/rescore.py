@@ -15,13 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from birder_ray.audit import begun
 from birder_ray.chunk import Chunk, Sample
 from birder_ray.commit import Ledger
 from birder_ray.config import RunConfig
 from birder_ray.errors import BirderRayError, ConfigError, SampleError
 from birder_ray.folder import Folder
-from birder_ray.manifest import lacking_options, reopened
+from birder_ray.manifest import begun, lacking_options, reopened
 from birder_ray.parts import part_name
 from birder_ray.record import Record
 from birder_ray.schema import EMBEDDINGS

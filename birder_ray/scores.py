@@ -17,13 +17,11 @@ from birder_ray.commit import CLASSES, SUCCESS, Ledger
 from birder_ray.deep import class_names
 from birder_ray.errors import ConfigError, RunFailed
 from birder_ray.folder import Folder
-from birder_ray.manifest import Recipe
-from birder_ray.manifest import load as load_manifest
+from birder_ray.manifest import Recipe, begun
 from birder_ray.parts import part_name
-from birder_ray.plan import split_name, unit_prefix
+from birder_ray.plan import prefixes, split_name
 from birder_ray.record import Record, record_name
 from birder_ray.schema import ERRORS
-from birder_ray.source.base import Shard
 from birder_ray.source.fetch import prefetch
 from birder_ray.storage import redact
 
@@ -42,12 +40,8 @@ class Scores:
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None):
         self.folder = Folder(url, dict(options or {}))
-        self.folder.check()
-        manifest = load_manifest(self.folder)
-        if manifest is None:
-            raise ConfigError(f"{self.where}: no manifest.json; not a destination of birder-ray, or not begun")
-        self.manifest = manifest
-        self.recipe = Recipe(**manifest["recipe"])
+        self.manifest = begun(self.folder)
+        self.recipe = Recipe(**self.manifest["recipe"])
 
     @property
     def where(self) -> str:
@@ -68,9 +62,7 @@ class Scores:
     def units(self) -> Sequence[str]:
         """Names of the committed units of the inputs that the manifest has, by shard and number. Beside them may stand
         those of shards that have changed since, until the run that follows its source comes to its end."""
-        rows, key = self.manifest["unit_rows"], self.recipe.key
-        inputs = (Shard(each["uri"], each["name"], "", each["fingerprint"]) for each in self.manifest["inputs"])
-        known = {unit_prefix(key, rows, shard) for shard in inputs}
+        known = prefixes(self.manifest)
         return sorted((unit for unit in Ledger(self.folder).units() if split_name(unit)[0] in known), key=split_name)
 
     @cached_property

@@ -5,10 +5,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from birder_ray.audit import audit, begun
+from birder_ray.audit import audit
 from birder_ray.commit import SUCCESS, Ledger
 from birder_ray.errors import VerifyFailed
 from birder_ray.folder import Folder
+from birder_ray.manifest import begun
 from birder_ray.plan import split_name, unit_name
 from birder_ray.storage import redact
 from birder_ray.totals import Totals

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from birder_ray.audit import audit, begun
+from birder_ray.audit import audit
 from birder_ray.check import Checked
 from birder_ray.commit import Ledger
 from birder_ray.errors import ConfigError, VerifyFailed
 from birder_ray.folder import Folder
+from birder_ray.manifest import begun
 from birder_ray.parts import encode, part_name
 from birder_ray.record import record_name
 from birder_ray.verify import status, verify
