@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from birder_ray import cli_destination
+from birder_ray import cli_destination, cli_findings
 from birder_ray.arguments import config_of, job_options
 from birder_ray.config import RunConfig
 from birder_ray.console import Console, fail, messages, results, show_probe, show_rerun, show_summary
@@ -171,7 +171,7 @@ def demo(folder: str) -> None:
     demonstration.show(config.destination)
 
 
-for each in vars(cli_destination).values():
+for each in (*vars(cli_destination).values(), *vars(cli_findings).values()):
     if isinstance(each, click.Command):
         app.add_command(each)
 
