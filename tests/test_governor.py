@@ -1,5 +1,6 @@
 """What storage does wrong for a moment goes unnoticed: everything is read and written whole, and not twice."""
 
+import asyncio
 import re
 import time
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import s3fs
+from aiobotocore.retries.bucket import AsyncTokenBucket
+from botocore.retries.bucket import Clock
 from faulty_s3 import FaultyS3
 
 from birder_ray import retries
@@ -26,7 +29,7 @@ pytestmark = pytest.mark.s3
 FORMATS = ["images", "tar", "parquet", "manifest"]
 BLOCK = 16 << 10
 TRIES = 3 * 2  # of botocore, and of aiohttp on a connection that it had before, for one of ours
-SLEEP = time.sleep
+SLEEP, ASYNC_SLEEP, WAIT_FOR_THE_RATE = time.sleep, asyncio.sleep, AsyncTokenBucket._wait_for_new_fill_rate
 
 
 @dataclass
@@ -54,13 +57,35 @@ class Store:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits a fiftieth as long, and reads shards in blocks so small that they have many."""
-    monkeypatch.setattr(retries.time, "sleep", lambda seconds: SLEEP(seconds / 50))
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Time goes by fifty times as fast for whoever waits (we, s3fs, botocore and its limit of the rate), and shards are
+    read in blocks so small that they have many.
+
+    Returns how long each wait would have been, in seconds.
+    """
+    asked: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        asked.append(seconds)
+        SLEEP(seconds / 50)
+
+    async def sleep_in_a_loop(seconds: float, result: Any = None) -> Any:
+        asked.append(seconds)
+        return await ASYNC_SLEEP(seconds / 50, result)
+
+    async def wait_for_the_rate(bucket: AsyncTokenBucket, seconds: float) -> None:
+        asked.append(seconds)
+        await WAIT_FOR_THE_RATE(bucket, seconds / 50)
+
+    monkeypatch.setattr(retries.time, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep_in_a_loop)
+    monkeypatch.setattr(AsyncTokenBucket, "_wait_for_new_fill_rate", wait_for_the_rate)
+    monkeypatch.setattr(Clock, "current_time", lambda clock: 50 * time.time())
     blocks = {"block_size": BLOCK, "cache_type": "background", "cache_options": {"maxblocks": 8}}
     for module in ("tar", "parquet", "manifest"):
         monkeypatch.setattr(f"birder_ray.source.{module}.SEQUENTIAL", blocks)
     images._images.cache_clear()
+    return asked
 
 
 def behind(server: Any) -> Iterator[Store]:
@@ -206,20 +231,18 @@ def test_concurrency_is_bounded(store: Store) -> None:
     assert 4 < store.proxy.busiest <= 16
 
 
-def test_a_throttled_client_slows_down(store: Store) -> None:
+def test_a_throttled_client_slows_down(store: Store, waits: list[float]) -> None:
     make(store, "images", 30)
     source = store.source("images")
     (*shards,) = list_shards(source)
-    started = time.monotonic()
     for shard in shards:
         list(read_samples(shard, source))
-    usual = time.monotonic() - started
+    assert not waits
     store.proxy.burst = 10
     store.proxy.inject({"slow_down": 1.0}, matching=r"\.jpg", times=1)
-    started = time.monotonic()
     for shard in shards:
         list(read_samples(shard, source))
-    assert time.monotonic() - started > usual + 0.5
+    assert sum(waits) > 0.5
     assert store.proxy.count(fault="slow_down") == 10
 
 
