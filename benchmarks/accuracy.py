@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from torchvision.models._meta import _IMAGENET_CATEGORIES as CLASSES
 
-from birder_ray.demo import NETWORK, efficientnet_lite0_checkpoint
+from birder_ray.demo import NETWORK, efficientnet_lite_checkpoint
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"
 
@@ -84,7 +84,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / f"{NETWORK}.pt"
-        efficientnet_lite0_checkpoint(checkpoint)
+        efficientnet_lite_checkpoint(checkpoint)
         start = time.perf_counter()
         alone = birder_loop(checkpoint, photos)
         report("birder alone", alone, photos, time.perf_counter() - start)

