@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from birder_ray.chunk import Chunk, Sample
+from birder_ray.chunk import Sample
 from birder_ray.commit import Ledger
-from birder_ray.config import RunConfig
 from birder_ray.errors import BirderRayError, ConfigError, SampleError
 from birder_ray.folder import Folder
-from birder_ray.manifest import begun, lacking_options, reopened
+from birder_ray.manifest import begun, lacking_options
 from birder_ray.parts import part_name
 from birder_ray.record import Record
+from birder_ray.rescorer import Rescorer
 from birder_ray.schema import EMBEDDINGS
 from birder_ray.source import list_shards, read_samples
 from birder_ray.source.base import Shard
@@ -79,9 +79,8 @@ def rescore(
     if not result.asked:
         return result
     try:
-        config = _config(manifest, source_options, model)
-        scorer = _Scorer(config, manifest["recipe"]["facts"])
-        shards = {shard.name: shard for shard in list_shards(config.source)}
+        scorer = _Scorer(Rescorer(manifest, source_options, model), manifest["recipe"]["facts"])
+        shards = {shard.name: shard for shard in list_shards(scorer.source)}
     except BirderRayError as error:
         result.skipped.append(f"{result.asked} images: {error}{lacking_options(manifest, source_options)}")
         return result
@@ -93,7 +92,7 @@ def rescore(
             result.skipped.append(f"{count} images of shard {name}, which {fate}")
             continue
         try:
-            rows = (row for unit, at in units.items() for row in _stored(folder, scorer.infer.schemas, unit, at))
+            rows = (row for unit, at in units.items() for row in _stored(folder, scorer.score.tables, unit, at))
             scorer(shard, {row["index"]: row for row in rows}, result)
         except (BirderRayError, FileNotFoundError, pa.ArrowException) as error:
             result.skipped.append(f"{count} images of shard {name}: {error}")
@@ -135,38 +134,17 @@ def _stored(folder: Folder, tables: Iterable[str], unit: str, rows: list[int]) -
     return found
 
 
-def _config(manifest: Mapping[str, Any], source_options: Mapping[str, Any] | None, model: str | None) -> RunConfig:
-    """The config of the run, as far as its manifest tells."""
-    fields = reopened(manifest, source_options)
-    fields["compute"]["engine"] = "eager"
-    if model is not None:
-        fields["model"] |= {"name": model, "network": manifest["model"]["network"]}
-    return RunConfig(**fields)
-
-
 class _Scorer:
-    """Reads images and scores them, as a run does, in this process.
+    """Reads images, scores them and compares.
 
-    Raises:
-        ConfigError: the weights of the recipe are not here.
+    Args:
+        score: the network of the run. facts: of its recipe.
     """
 
-    def __init__(self, config: RunConfig, facts: Mapping[str, Any]):
-        from birder_ray.backbone import resolve
-        from birder_ray.infer import Infer
-        from birder_ray.preprocess import Preprocess
-
-        model, needed = config.model, f"weights of sha256 {facts['weights_sha256'][:12]}…"
-        try:
-            weights = resolve(model)
-        except ConfigError as error:
-            raise ConfigError(f"the {needed} are missing: {error}") from None
-        if weights.sha256 != facts["weights_sha256"]:
-            raise ConfigError(f"the {needed} are missing: {weights.path} is another file ({weights.sha256[:12]}…)")
-        self.source = config.source
-        self.preprocess = Preprocess(weights.input_spec(model))
-        self.infer = Infer(model, config.outputs, config.compute)
-        compute = config.compute
+    def __init__(self, score: Rescorer, facts: Mapping[str, Any]):
+        self.score = score
+        self.source = score.config.source
+        compute = score.config.compute
         exact = compute.dtype == "float32" and not compute.amp and compute.decode_on == "cpu"
         self.compare = _Comparison(None if exact else _LOW_PRECISION, facts["tables"].get(EMBEDDINGS))
 
@@ -186,8 +164,7 @@ class _Scorer:
             if not left:
                 break
         result.wrong += [f"{row['sample']}: not in its shard" for row in left.values()]
-        chunk = Chunk("", shard.name, 0, last=True, end=True, samples=samples, errors=[], data=data)
-        chunk = self.infer(self.preprocess(chunk))
+        chunk = self.score(shard.name, samples, data)
         result.wrong += [f"{each.sample}: {each.error_type} now: {each.message}" for each in chunk.errors]
         fresh: list[Row] = [{} for _ in chunk.samples]
         for table in (chunk.tables or {}).values():

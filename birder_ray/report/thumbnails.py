@@ -10,12 +10,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from birder_ray.config import RunConfig, SourceConfig
-from birder_ray.errors import SampleError, plain
-from birder_ray.manifest import lacking_options, reopened
+from birder_ray.errors import ConfigError, SampleError
 from birder_ray.report.facts import Image
-from birder_ray.source import list_shards, read_samples
-from birder_ray.source.base import FORMATS, Shard
+from birder_ray.reread import Source, reason, small
 from birder_ray.source.fetch import prefetch
 
 SIDE_PX = 192
@@ -24,8 +21,6 @@ MAX_BYTES = 16_000
 
 _QUALITIES = (80, 60, 40, 20)
 _SIDE_BY_SIDE = 4
-_MAX_PIXELS = 50_000_000
-"""Four such images at once take 800 MB."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +45,12 @@ def thumbnails(
     if not wanted:
         return Thumbnails({}, {})
     try:
-        source = _source(manifest, source_options)
-        shards = {shard.name: shard for shard in list_shards(source)}
-    except Exception as error:
-        reason = f"{plain(str(error) or type(error).__name__)}{lacking_options(manifest, source_options)}"
-        return Thumbnails({}, {reason: sum(map(len, wanted.values()))})
-    fingerprints = {each["name"]: each["fingerprint"] for each in manifest["inputs"]}
+        source = Source(manifest, source_options)
+    except ConfigError as error:
+        return Thumbnails({}, {str(error): sum(map(len, wanted.values()))})
 
     def read(name: str) -> tuple[dict[str, bytes], Counter[str]]:
-        shard, those = shards.get(name), wanted[name]
-        if shard is None:
-            return {}, Counter({"their shard is not in the source any more": len(those)})
-        if shard.fingerprint != fingerprints.get(name):
-            return {}, Counter({"their shard changed since it was scored": len(those)})
-        return _of_shard(shard, source, those)
+        return _of_shard(source, name, wanted[name])
 
     jpegs: dict[str, bytes] = {}
     left_out: Counter[str] = Counter()
@@ -82,14 +69,10 @@ def jpeg(data: bytes) -> bytes:
     """
     from PIL import Image as Pillow
 
-    with Pillow.open(io.BytesIO(data), formats=FORMATS) as opened:
-        if opened.width * opened.height > _MAX_PIXELS:
-            raise ValueError(f"more than {_MAX_PIXELS:,} pixels")
-        opened.draft("RGB", (2 * SIDE_PX, 2 * SIDE_PX))
-        small = opened.convert("RGB")
-    small.thumbnail((SIDE_PX, SIDE_PX))
-    bare = Pillow.new("RGB", small.size)  # Pillow writes a comment that came with the image
-    bare.paste(small)
+    shown = small(data, 2 * SIDE_PX)
+    shown.thumbnail((SIDE_PX, SIDE_PX))
+    bare = Pillow.new("RGB", shown.size)  # Pillow writes a comment that came with the image
+    bare.paste(shown)
     for quality in _QUALITIES:
         buffer = io.BytesIO()
         bare.save(buffer, "JPEG", quality=quality, optimize=True)
@@ -98,23 +81,23 @@ def jpeg(data: bytes) -> bytes:
     raise ValueError(f"more than {MAX_BYTES} bytes, however small")
 
 
-def _of_shard(shard: Shard, source: SourceConfig, wanted: Mapping[int, Image]) -> tuple[dict[str, bytes], Counter[str]]:
+def _of_shard(source: Source, name: str, wanted: Mapping[int, Image]) -> tuple[dict[str, bytes], Counter[str]]:
     left = dict(wanted)
     jpegs: dict[str, bytes] = {}
     missing: Counter[str] = Counter()
     try:
-        with closing(read_samples(shard, source, min(left), left.__contains__)) as items:  # type: ignore[type-var]
+        with closing(source.read(name, min(left), left.__contains__)) as items:  # type: ignore[type-var]
             for sample, content in items:
                 image = left.pop(sample.index, None)
                 if image is not None:
                     try:
                         jpegs[image.sample] = jpeg(_checked(image, sample.sample, content))
                     except Exception as error:
-                        missing[_reason(error)] += 1
+                        missing[reason(error)] += 1
                 if not left:
                     break
     except Exception as error:
-        missing[_reason(error)] += len(left)
+        missing[reason(error)] += len(left)
         left = {}
     missing.update({"not in their shard": len(left)} if left else {})
     return jpegs, missing
@@ -126,19 +109,3 @@ def _checked(image: Image, sample: str, content: bytes | SampleError) -> bytes:
     if sample != image.sample:
         raise ValueError("another image is in their place")
     return content
-
-
-def _source(manifest: Mapping[str, Any], options: Mapping[str, Any] | None) -> SourceConfig:
-    """Without the consent that the run had to read local files which a manifest on a server names: whoever wrote this
-    destination may have written that, too."""
-    fields = reopened(manifest, options)
-    fields["source"]["allow_local_uris"] = False
-    return RunConfig(**fields).source
-
-
-def _reason(error: Exception) -> str:
-    from PIL import UnidentifiedImageError
-
-    if isinstance(error, UnidentifiedImageError):  # which tells an address in memory
-        return "UnidentifiedImageError: no image any more"
-    return plain(f"{getattr(error, 'error_type', type(error).__name__)}: {error}")
