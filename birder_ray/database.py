@@ -1,5 +1,6 @@
 """A DuckDB database for the length of a command, in a temporary folder, for joins that outgrow the memory."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Any
 import pyarrow as pa
 
 from birder_ray.errors import ConfigError, RunFailed
+from birder_ray.storage import open_binary, redact
+
+_BLOCK = 2**20
+_BATCH = 65_536
 
 
 @contextmanager
@@ -65,3 +70,68 @@ def streamed(connection: Any, tables: Iterable[pa.Table], schema: pa.Schema) -> 
         raise
     finally:
         connection.unregister("stream")
+
+
+@contextmanager
+def opened(connection: Any, folder: Path, file: str) -> Iterator[tuple[list[str], str]]:
+    """Have `connection` know a file as view `file`, for as long as this.
+
+    Args:
+        folder: of the database, which a copy goes to. file: CSV (with a header, .csv or .csv.gz) or Parquet, local or
+            at any fsspec URL.
+
+    Returns:
+        Its columns, which are text where it is CSV, and its sha256.
+
+    Raises:
+        ConfigError: the file is not there or no such file; queries that fail of what it holds.
+    """
+    import duckdb
+
+    parquet = redact(file).lower().endswith(".parquet")
+    copy = folder / ("file.csv.gz" if redact(file).lower().endswith(".gz") else "file")
+    sha256 = _copied(file, copy)
+    path = str(copy).replace("'", "''")
+    scan = f"read_parquet('{path}')" if parquet else f"read_csv('{path}', all_varchar=true, header=true)"
+    try:
+        connection.execute(f"CREATE VIEW file AS FROM {scan}")
+        yield [name for name, *_ in connection.execute("DESCRIBE file").fetchall()], sha256
+        connection.execute("DROP VIEW file")
+    except duckdb.Error as error:
+        if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException) and "GZIP" not in str(error):
+            raise
+        problem = str(error).partition("\n")[0]
+        raise ConfigError(f"{redact(file)}: {problem}; give CSV with a header, or .parquet") from None
+    finally:
+        copy.unlink()
+
+
+def quoted(name: str) -> str:
+    """A column's name as SQL has it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def asked(connection: Any, query: str, file: str) -> Iterator[pa.Table]:
+    """The rows that `query` gives, in tables of at most 65,536. Raises RunFailed, naming `file`, for lack of memory."""
+    try:
+        for batch in connection.sql(query).to_arrow_reader(_BATCH):
+            yield pa.Table.from_batches([batch])
+    except (pa.ArrowException, OSError) as error:  # what DuckDB fails of while it is read from
+        raise RunFailed(f"{redact(file)}: {error}; give TMPDIR with more space, or more --memory") from None
+
+
+def _copied(file: str, to: Path) -> str:
+    """Copy a file and return its sha256: DuckDB reads local files alone without extensions, which it would download."""
+    digest = hashlib.sha256()
+    with open(to, "wb") as target:
+        try:
+            with open_binary(file) as source:
+                blocks = iter(lambda: source.read(_BLOCK), b"")
+                while block := next(blocks, b""):
+                    digest.update(block)
+                    target.write(block)
+        except Exception as error:  # of any filesystem's kind, credentials that are lacking among them
+            raise ConfigError(
+                f"{redact(file)}: cannot be read or copied: {error}; check the path, and TMPDIR"
+            ) from None
+    return digest.hexdigest()

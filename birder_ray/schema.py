@@ -17,6 +17,9 @@ READ, DECODE, INFER = "read", "decode", "infer"
 WAIT, TRANSFER = "wait", "transfer"
 """Seconds of chunks besides those of the steps: ready between two of them, and unpacked out of the object store."""
 
+ROLLUP, ROLLUP_ABOUT = "rollup", "rollup/_about.json"
+"""What `rollup` adds: one part per unit of predictions, and what it says of itself, written last."""
+
 WHOLE_SHARD = -1
 """`index` of the errors row that stands for a shard, not for one of its samples."""
 

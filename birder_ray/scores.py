@@ -123,11 +123,33 @@ class Scores:
             record = ledger.read(unit)
             if record.recipe != self.recipe.key or columns.keys() - record.parts.keys():
                 return None  # of a recipe that this one is just replacing, without rows, or about to get the table
-            return record, tuple(self._part(table, record, names) for table, names in columns.items())
+            found = (self.part(t, unit, record.parts[t].sha256, names) for t, names in columns.items())
+            return record, tuple(found)
 
         for found in prefetch(read, self.units, _SIDE_BY_SIDE):
             if found is not None:
                 yield found
+
+    def part(self, table: str, unit: str, sha256: str, columns: Sequence[str] | None) -> pa.Table:
+        """The rows of one part, which was committed with this hash.
+
+        Args:
+            columns: names of those to read; None: all.
+
+        Raises:
+            ConfigError: the part is missing or damaged. RunFailed: storage does not give it now.
+        """
+        name = part_name(table, unit)
+        try:
+            data = self._bytes(name)
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise ValueError("its content is not what was committed")
+            return pq.ParquetFile(io.BytesIO(data)).read(columns=columns)
+        except FileNotFoundError:
+            problem = "missing"
+        except (pa.ArrowException, ValueError, KeyError) as error:
+            problem = f"cannot be read: {error}"
+        raise ConfigError(f"{self.where}/{name}: {problem}; birder-ray verify lists all damage, repair takes it back")
 
     def write(self, name: str, data: bytes, content_type: str | None = None) -> None:
         """Write a file beside the tables. Raises ConfigError where this destination may only be read."""
@@ -152,16 +174,3 @@ class Scores:
             raise RunFailed(
                 f"{self.where}/{name}: cannot be read now: {error}; nothing is damaged, try again"
             ) from None
-
-    def _part(self, table: str, record: Record, columns: Sequence[str] | None) -> pa.Table:
-        name = part_name(table, record.unit)
-        try:
-            data = self._bytes(name)
-            if hashlib.sha256(data).hexdigest() != record.parts[table].sha256:
-                raise ValueError("its content is not what was committed")
-            return pq.ParquetFile(io.BytesIO(data)).read(columns=columns)
-        except FileNotFoundError:
-            problem = "missing"
-        except (pa.ArrowException, ValueError, KeyError) as error:
-            problem = f"cannot be read: {error}"
-        raise ConfigError(f"{self.where}/{name}: {problem}; birder-ray verify lists all damage, repair takes it back")

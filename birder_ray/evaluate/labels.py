@@ -1,27 +1,23 @@
 """Labels: where they are from, row by row, and which class of the model each of them means."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from birder_ray.database import database, streamed
-from birder_ray.errors import ConfigError, RunFailed
+from birder_ray.database import asked, database, opened, quoted, streamed
+from birder_ray.errors import ConfigError
 from birder_ray.schema import ERRORS, PREDICTIONS, WHOLE_SHARD
 from birder_ray.scores import Scores
-from birder_ray.storage import open_binary, redact
+from birder_ray.storage import redact
 
 ROW = pa.schema([("label", pa.string()), ("probability", pa.float32()), ("top_indices", pa.list_(pa.int32()))])
 _WHOLE = re.compile(r"([0-9]{1,9})(?:\.0*)?")
 """A whole number; of a column with gaps, pandas makes 3.0 of 3."""
-_BATCH = 65_536
-_BLOCK = 2**20
 
 
 def class_by_label(labels: Sequence[str], classes: pa.Table) -> tuple[str, Mapping[str, int]]:
@@ -125,12 +121,8 @@ class OfFile:
 
     def _joined(self, table: str, schema: pa.Schema, query: str) -> Iterator[pa.Table]:
         tables = self.scores.stream(table, [name for name in schema.names if name != "label"])
-        try:
-            with streamed(self.connection, tables, schema):
-                for batch in self.connection.sql(query).to_arrow_reader(_BATCH):
-                    yield pa.Table.from_batches([batch])
-        except (pa.ArrowException, OSError) as error:  # what DuckDB fails of while it is read from
-            raise RunFailed(f"{redact(self.file)}: {error}; give TMPDIR with more space, or more --memory") from None
+        with streamed(self.connection, tables, schema):
+            yield from asked(self.connection, query, self.file)
 
 
 @contextmanager
@@ -147,50 +139,17 @@ def from_file(scores: Scores, file: str, sample_column: str, label_column: str, 
     """
     where = redact(file)
     with database(memory, "a labels file") as (connection, folder):
-        import duckdb
-
-        copy = folder / ("labels.csv.gz" if file.endswith(".gz") else "labels")
-        sha256 = _copied(file, copy)
-        scan = (
-            "read_parquet($file)"
-            if file.lower().endswith(".parquet")
-            else "read_csv($file, all_varchar=true, header=true)"
-        )
-        try:
-            connection.execute(f"CREATE TABLE file AS FROM {scan}", {"file": str(copy)})
-            names = [name for name, *_ in connection.execute("DESCRIBE file").fetchall()]
+        with opened(connection, folder, file) as (names, sha256):
             for column, option in ((sample_column, "--sample-column"), (label_column, "--label-column")):
                 if column not in names:
                     raise ConfigError(f"{where}: has no column {column}, but {', '.join(names)}; give {option}")
-            sample, label = (f'"{name.replace(chr(34), 2 * chr(34))}"' for name in (sample_column, label_column))
             connection.execute(
                 f"CREATE TABLE labels AS SELECT sample, min(label) AS label, max(label) AS other FROM (SELECT "
-                f"{sample}::VARCHAR AS sample, nullif(trim({label}::VARCHAR, E' \\t\\r\\n'), '') AS label "
-                "FROM file) WHERE sample IS NOT NULL GROUP BY sample"
+                f"{quoted(sample_column)}::VARCHAR AS sample, "
+                f"nullif(trim({quoted(label_column)}::VARCHAR, E' \\t\\r\\n'), '') AS label FROM file) "
+                "WHERE sample IS NOT NULL GROUP BY sample"
             )
-        except (duckdb.OutOfMemoryException, duckdb.IOException):
-            raise
-        except duckdb.Error as error:
-            raise ConfigError(f"{where}: {error}; give CSV with a header, or .parquet") from None
-        connection.execute("DROP TABLE file")
         query = "SELECT sample, label, other FROM labels WHERE label <> other ORDER BY sample LIMIT 1"
         if twice := connection.execute(query).fetchall():
             raise ConfigError("{}: sample {} has the labels {} and {}; keep one".format(where, *twice[0]))
         yield OfFile(connection, scores, sha256, file)
-
-
-def _copied(file: str, to: Path) -> str:
-    """Copy a file and return its sha256: DuckDB reads local files alone without extensions, which it would download."""
-    digest = hashlib.sha256()
-    with open(to, "wb") as target:
-        try:
-            with open_binary(file) as source:
-                blocks = iter(lambda: source.read(_BLOCK), b"")
-                while block := next(blocks, b""):
-                    digest.update(block)
-                    target.write(block)
-        except Exception as error:  # of any filesystem's kind, credentials that are lacking among them
-            raise ConfigError(
-                f"{redact(file)}: cannot be read or copied: {error}; check the path, and TMPDIR"
-            ) from None
-    return digest.hexdigest()
