@@ -1,4 +1,4 @@
-"""What files say of a network's classes: their taxonomy, their common names, and which of them occur somewhere."""
+"""What files say of a network's classes: their taxonomy and their common names."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def lineages(classes: pa.Table, file: str | None) -> pa.Table:
                 f"and any of {', '.join(RANKS)}"
             )
         return classes
-    told = _table(file)
+    told = text_table(file)
     ranks = [rank for rank in RANKS if rank in told.column_names]
     if "class_name" not in told.column_names or not ranks:
         raise ConfigError(f"{redact(file)}: needs a column class_name and any of {', '.join(RANKS)}")
@@ -54,7 +54,7 @@ def common_names(file: str, classes: int) -> np.ndarray:
     Raises ConfigError where it is not that.
     """
     try:
-        told: Any = json.loads(_bytes(file))
+        told: Any = json.loads(whole_file(file))
         found = np.full(classes, None, object)
         for index, name in told.items():
             if not (isinstance(name, str) and 0 <= int(index) < classes):
@@ -67,50 +67,14 @@ def common_names(file: str, classes: int) -> np.ndarray:
     return found
 
 
-def allowed_classes(file: str, classes: pa.Table) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Which classes a checklist has, and which of its names are none.
-
-    A name is that of a class or of a taxon of any rank, which stands for all of its classes; upper and lower case and
-    underscores for spaces are all the same.
-
-    Args:
-        file: names, one a line, or a CSV or Parquet file whose first column has them. classes: with their ranks.
-
-    Returns:
-        (classes,) booleans, and the names that are no class or taxon of these.
-
-    Raises:
-        ConfigError: none is.
-    """
-    names = list(dict.fromkeys(filter(None, map(_plain, _lines(file)))))
-    columns = [classes[name].to_pylist() for name in ("class_name", *RANKS) if name in classes.column_names]
-    own = [{_plain(name) for name in row if name} for row in zip(*columns, strict=True)]
-    wanted = set(names)
-    allowed = np.array([bool(each & wanted) for each in own])
-    if not allowed.any():
-        raise ConfigError(f"{redact(file)}: none of its {len(names)} names is a class or taxon of the model")
-    return allowed, tuple(sorted(wanted.difference(*own, _HEADERS)))
-
-
-_HEADERS = {"class name", "common name", "name", "scientific name", "species", "taxon", *RANKS}
-"""What the first line of a checklist in CSV may say without being one of its names."""
-
-
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A name without what makes no difference: case, and underscores for spaces."""
     return " ".join(name.replace("_", " ").split()).casefold()
 
 
-def _lines(file: str) -> list[str]:
-    if file.lower().endswith((".csv", ".parquet")):
-        table = _table(file)
-        # The first line of a CSV file may be a header or a name: a header is no taxon, and does no harm
-        return [table.column_names[0], *(name or "" for name in table.column(0).to_pylist())]
-    return _bytes(file).decode("utf-8-sig", errors="replace").splitlines()
-
-
-def _table(file: str) -> pa.Table:
-    """Every column as text, null where a cell is empty."""
-    data = io.BytesIO(_bytes(file))
+def text_table(file: str) -> pa.Table:
+    """A CSV or Parquet file, every column as text, null where a cell is empty. Raises ConfigError where it is none."""
+    data = io.BytesIO(whole_file(file))
     try:
         if file.lower().endswith(".parquet"):
             found = pq.read_table(data)
@@ -133,7 +97,8 @@ def _table(file: str) -> pa.Table:
         ) from None
 
 
-def _bytes(file: str) -> bytes:
+def whole_file(file: str) -> bytes:
+    """What a file holds, at any fsspec URL. Raises ConfigError where it cannot be read."""
     fs, path = filesystem(file)
     try:
         return read_whole(fs, path)

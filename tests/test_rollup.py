@@ -14,7 +14,9 @@ from birder_ray.commit import Ledger
 from birder_ray.errors import ConfigError
 from birder_ray.folder import Folder
 from birder_ray.lineages import lineages
-from birder_ray.rollup import ABOUT, _Table, rollup
+from birder_ray.rolling import Rows
+from birder_ray.rollup import rollup
+from birder_ray.schema import ROLLUP_ABOUT as ABOUT
 from birder_ray.taxonomy import Taxonomy, lowest
 from birder_ray.verify import verify
 from tests.built import NAMES, build, rewrite
@@ -230,7 +232,7 @@ def test_a_mean_over_views_is_not_made_from_a_mean_of_logits(tmp_path, taxonomy)
 
 def test_many_stored_classes_take_no_more_memory(random):
     taxonomy, _, probabilities = random
-    table = _Table(taxonomy, [str(n) for n in range(60)], 0.6, None, None)
+    table = Rows(taxonomy, [str(n) for n in range(60)], 0.6, None, None)
     order = np.argsort(-probabilities, axis=1)
     predictions = pa.table(
         {
@@ -243,7 +245,7 @@ def test_many_stored_classes_take_no_more_memory(random):
     )
     whole = table.of(predictions)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("birder_ray.rollup._PRODUCTS", 7 * 60**2)
+        patch.setattr("birder_ray.rolling._PRODUCTS", 7 * 60**2)
         assert table.of(predictions).equals(whole)
 
 
