@@ -1,6 +1,7 @@
 """The classes table: names by index, with the taxonomy where the names carry it."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -28,3 +29,14 @@ def classes_table(names: Sequence[str]) -> pa.Table:
         columns += [pa.array(column, pa.string()) for column in zip(*lineages, strict=True)]
         fields += [pa.field(rank, pa.string()) for rank in RANKS]
     return pa.table(columns, schema=pa.schema(fields))
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The species of those classes whose names carry it, by name; without those that two classes share, as a plant and
+    an animal may."""
+    table = classes_table(names)
+    if "species" not in table.column_names:
+        return {}
+    species = table["species"].to_pylist()
+    often = Counter(species)
+    return {name: short for name, short in zip(names, species, strict=True) if often[short] == 1}

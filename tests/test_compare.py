@@ -14,10 +14,10 @@ import pytest
 from birder_ray.commit import Ledger
 from birder_ray.compare import Comparison, Limits, compare, lines, violations
 from birder_ray.compare.comparison import Rate
-from birder_ray.compare.intervals import Z95, paired, wilson
 from birder_ray.compare.similarity import cosine, linear_cka
 from birder_ray.errors import ConfigError, RunFailed
 from birder_ray.folder import Folder
+from birder_ray.intervals import Z95, paired, wilson
 from birder_ray.parts import part_name
 from birder_ray.record import record_name
 from birder_ray.schema import embeddings_schema, predictions_schema
@@ -172,7 +172,7 @@ def test_where_samples_went(tmp_path):
     ]
     assert found.missing.count == 11 and set(found.missing_examples) == {f"b.tar/{i}" for i in range(12) if i != 3}
     assert (found.added, found.recovered, found.failing_in_both) == (4, 1, 0)
-    assert found.newly_damaged_shards == ("c.tar",)
+    assert (found.newly_damaged, found.newly_damaged_shards) == (1, ("c.tar",))
 
 
 def quarantine(folder: Folder, unit: str, rows: list[tuple[str, str, str]]) -> None:

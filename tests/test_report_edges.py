@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from birder_ray.classes import short_names
 from birder_ray.commit import Ledger
 from birder_ray.errors import ConfigError
 from birder_ray.folder import Folder
@@ -96,7 +97,7 @@ def test_a_plant_and_an_animal_of_one_name_stay_apart():
     above = "Phylum_Class_Order_Family"
     names = [f"0000{n}_{k}_{above}_Prunella_vulgaris" for n, k in enumerate(("Animalia", "Plantae"))]
     names.append(f"00002_Plantae_{above}_Bellis_perennis")
-    assert facts._short(names) == {names[2]: "Bellis perennis"}
+    assert short_names(names) == {names[2]: "Bellis perennis"}
 
 
 def test_a_manifest_does_not_consent_for_whoever_reads_it(tmp_path, s3_moto):

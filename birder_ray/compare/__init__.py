@@ -2,6 +2,7 @@
 
 from birder_ray.compare.comparison import Comparison
 from birder_ray.compare.gate import Limits, lines, violations
+from birder_ray.compare.html import write_html
 from birder_ray.compare.make import compare
 
-__all__ = ["Comparison", "Limits", "compare", "lines", "violations"]
+__all__ = ["Comparison", "Limits", "compare", "lines", "violations", "write_html"]

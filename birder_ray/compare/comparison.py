@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from birder_ray.compare.intervals import wilson
+from birder_ray.intervals import wilson
 
 VERSION = 1
 """Of the JSON's layout."""
@@ -66,8 +66,8 @@ class Samples:
     Args:
         both: scored in both. missing: of those scored in A, those of which B has nothing. added: scored in B, and A has
             nothing of them. newly_failing: of those scored in A, those that B quarantined; error_types counts them.
-            recovered: the other way round. failing_in_both: quarantined in both. newly_damaged_shards: shards that B
-            could not read to their end, and A could. *_examples: the first ones by name.
+            recovered: the other way round. failing_in_both: quarantined in both. newly_damaged: shards that B could
+            not read to their end, and A could; newly_damaged_shards: the first ones by name. *_examples: the same.
     """
 
     both: int
@@ -79,6 +79,7 @@ class Samples:
     error_types: Mapping[str, int]
     newly_failing_examples: tuple[Failing, ...]
     missing_examples: tuple[str, ...]
+    newly_damaged: int
     newly_damaged_shards: tuple[str, ...]
 
 

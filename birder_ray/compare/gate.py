@@ -27,8 +27,31 @@ class Limits:
     max_missing: float | None = None
 
 
-def violations(comparison: Comparison, limits: Limits) -> list[str]:
-    """One line for each limit that does not hold. One whose number could not be measured does not hold either."""
+@dataclass(frozen=True)
+class Check:
+    """A limit that is given. option: of the command. name: of what it limits. value: of that; None: not measured."""
+
+    option: str
+    name: str
+    limit: float
+    value: float | None
+    least: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether it does; one whose number could not be measured does not."""
+        return self.value is not None and (self.value >= self.limit if self.least else self.value <= self.limit)
+
+    @property
+    def said(self) -> str:
+        """That it does not, and why."""
+        if self.value is None:
+            return f"{self.name} was not measured, so {self.option} {self.limit:g} does not hold"
+        return f"{self.name} {self.value:.6g} is {'below' if self.least else 'above'} {self.option} {self.limit:g}"
+
+
+def checks(comparison: Comparison, limits: Limits) -> list[Check]:
+    """The limits that are given, held against the comparison."""
     predictions, embeddings = comparison.predictions, comparison.embeddings
     cosine = embeddings.cosine if embeddings else None
     measured = {
@@ -39,18 +62,17 @@ def violations(comparison: Comparison, limits: Limits) -> list[str]:
         "max_share_shift": ("largest share shift", predictions.largest_shift if predictions else None),
         "max_missing": ("missing samples", comparison.samples.missing.rate),
     }
-    found = []
-    for field in fields(limits):
-        limit, (name, value) = getattr(limits, field.name), measured[field.name]
-        option = f"--{field.name.replace('_', '-')}"
-        least = field.name.startswith("min_")
-        if limit is None:
-            continue
-        if value is None:
-            found.append(f"{name} was not measured, so {option} {limit:g} does not hold")
-        elif value < limit if least else value > limit:
-            found.append(f"{name} {value:.6g} is {'below' if least else 'above'} {option} {limit:g}")
-    return found
+    return [
+        Check(f"--{field.name.replace('_', '-')}", name, limit, value, field.name.startswith("min_"))
+        for field in fields(limits)
+        for name, value in (measured[field.name],)
+        if (limit := getattr(limits, field.name)) is not None
+    ]
+
+
+def violations(comparison: Comparison, limits: Limits) -> list[str]:
+    """One line for each limit that does not hold."""
+    return [each.said for each in checks(comparison, limits) if not each.holds]
 
 
 def lines(comparison: Comparison) -> list[str]:
@@ -58,26 +80,28 @@ def lines(comparison: Comparison) -> list[str]:
     return [printable(line) for line in _lines(comparison)]
 
 
-def _lines(told: Comparison) -> Iterator[str]:
-    for name, side in (("A", told.a), ("B", told.b)):
+def _lines(whole: Comparison) -> Iterator[str]:
+    for name, side in (("A", whole.a), ("B", whole.b)):
         yield (
             f"{name:9}{side.url} ({side.model}, recipe {side.recipe}): {side.scored:,} scored, "
             f"{side.quarantined:,} quarantined"
         )
-    found = told.samples
+    found = whole.samples
     yield f"samples  {found.both:,} in both, {found.missing.count:,} missing in B, {found.added:,} only in B"
     types = ", ".join(f"{name} {count:,}" for name, count in list(found.error_types.items())[:_SHOWN])
     yield (
         f"errors   {found.newly_failing.count:,} newly failing{f' ({types})' if types else ''}, "
         f"{found.recovered:,} recovered, {found.failing_in_both:,} in both"
     )
-    if found.newly_damaged_shards:
-        yield f"shards   newly damaged in B: {', '.join(found.newly_damaged_shards[:_SHOWN])}"
-    if told.predictions:
-        predictions = told.predictions
-        yield f"flips    {_rate(predictions.flips)}"
+    if found.newly_damaged:
+        more = ", ..." if found.newly_damaged > _SHOWN else ""
+        names = ", ".join(found.newly_damaged_shards[:_SHOWN])
+        yield f"shards   {found.newly_damaged:,} newly damaged in B: {names}{more}"
+    if whole.predictions:
+        predictions = whole.predictions
+        yield f"flips    {told(predictions.flips)}"
         for confident in predictions.confident:
-            yield f"         where both are {confident.threshold:.0%} sure: {_rate(confident.both)}"
+            yield f"         where both are {confident.threshold:.0%} sure: {told(confident.both)}"
         for flip in predictions.pairs[:_SHOWN]:
             yield f"         {flip.count:,} {flip.before} -> {flip.after}"
         yield (
@@ -95,16 +119,17 @@ def _lines(told: Comparison) -> Iterator[str]:
             f"top-1    probability {shift.mean:+.4f} in the mean, {shift.mean_absolute:.4f} in absolute terms, "
             f"{shift.min:+.4f} to {shift.max:+.4f}"
         )
-    if told.embeddings:
-        embeddings = told.embeddings
+    if whole.embeddings:
+        embeddings = whole.embeddings
         cosine, cka = embeddings.cosine, embeddings.cka
         alike = f"cosine {cosine.mean:.6f} in the mean, {cosine.min:.6f} at least; " if cosine else ""
         yield f"vectors  {alike}CKA {'none' if cka is None else f'{cka:.6f}'}, over {embeddings.samples:,} samples"
-    for note in told.notes:
+    for note in whole.notes:
         yield f"note     {note}"
 
 
-def _rate(rate: Rate) -> str:
+def told(rate: Rate) -> str:
+    """A rate with its interval and counts, for people."""
     if rate.rate is None:
         return "no samples"
     return f"{rate.rate:.3%} ({rate.low:.3%} to {rate.high:.3%}): {rate.count:,} of {rate.total:,}"

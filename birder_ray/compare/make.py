@@ -19,9 +19,9 @@ from birder_ray.compare.comparison import (
     Shift,
     Side,
 )
-from birder_ray.compare.intervals import paired
 from birder_ray.compare.joined import STEPS, Joined, joined
 from birder_ray.compare.similarity import similarity
+from birder_ray.intervals import paired
 from birder_ray.schema import EMBEDDINGS, PREDICTIONS
 from birder_ray.scores import Scores
 
@@ -109,6 +109,7 @@ def _samples(tables: Joined) -> Samples:
         tables.error_types(),
         tuple(Failing(*row) for row in examples),
         tuple(name for (name,) in names),
+        tables.count("b_shards ANTI JOIN a_shards USING (sample)"),
         tuple(name for (name,) in damaged),
     )
 

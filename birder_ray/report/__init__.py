@@ -1,13 +1,12 @@
 """`report`: one self-contained HTML page about a destination, from its files alone; it needs neither Ray nor torch."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from birder_ray.errors import ConfigError
+from birder_ray.page import needs, read, render
 from birder_ray.report.facts import gather
-from birder_ray.report.page import render
 from birder_ray.report.sections import note, sections
 from birder_ray.report.thumbnails import thumbnails as read_thumbnails
 from birder_ray.scores import Scores
@@ -37,14 +36,15 @@ def report(
     Raises:
         ConfigError: no run has begun there, a part of it is damaged, a package is missing, or `to` cannot be written.
     """
-    for package, module in {"plotly": "plotly", "scikit-learn": "sklearn"}.items():
-        if find_spec(module) is None:
-            raise ConfigError(f"a report needs {package}: pip install 'birder-ray[findings]'")
+    needs("a report", scikit_learn="sklearn")
     scores = Scores(url, options)
     facts = gather(scores, thumbnails, points)
     images = facts.predicted.images if facts.predicted else set()
     pictures = read_thumbnails(scores.manifest, images, source_options)
-    page = render("birder-ray report", facts.where, note(facts), sections(facts, pictures)).encode()
+    made = "the tables and commit records of the destination"
+    page = render(
+        "birder-ray report", facts.where, made, note(facts), sections(facts, pictures), [read(__package__, "map.js")]
+    )
     where = to or f"{scores.where}/{NAME}"
     try:
         if to is None:

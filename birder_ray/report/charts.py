@@ -1,71 +1,46 @@
-"""Plotly figures as JSON. Colours are those of Okabe and Ito, which colour-blind people tell apart; where a chart has
-several, shapes differ too. What depends on light or dark, and fonts, page.js fills in.
-
-Plotly takes text for a kind of HTML, so every name is escaped for it here.
-"""
+"""The charts of a report, as `page.figures` has them."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import TYPE_CHECKING, Any
 
-from birder_ray.errors import printable
+from birder_ray.page.figures import BLUE, GREY, GROUPS, LONGEST, ORANGE, as_json, blank, shown
 from birder_ray.report.facts import Histogram
 from birder_ray.report.pace import Work
 from birder_ray.report.vectors import Cloud, Level
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
-BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
-_GROUPS = [
-    (BLUE, "circle"), (ORANGE, "square"), (GREEN, "diamond"), ("#CC79A7", "cross"), ("#D55E00", "triangle-up"),
-    ("#56B4E9", "star"),
-]  # fmt: skip
-_GREY = ("#8a8a8a", "circle-open")
-_LONGEST = 32
 _UNITS = [("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0)]
-
-
-def shown(text: str, longest: int | None = None) -> str:
-    """`text` as Plotly shows it literally; its middle left out where it is longer than `longest` characters."""
-    text = printable(text).replace("\n", " ")
-    if longest is not None and len(text) > longest:
-        text = f"{text[: longest // 2 - 1]}…{text[-(longest // 2) :]}"
-    return escape(text, quote=False)
 
 
 def throughput(work: Work) -> str:
     """Images per second over the time worked, run after run; a line where a run begins."""
     last = work.stretches[-1]
     name, unit = next(each for each in _UNITS if each[1] <= max(1.0, (last.offset + last.length) / 3))
-    figure = _figure(f"{name} of work", "images/s", height=300)
+    figure = blank(f"{name} of work", "images/s", height=300)
     for stretch in work.stretches:
         x = [time / unit for time in stretch.times]
         hover = f"{shown(stretch.run or 'run')}<br>%{{y:,.1f}} images/s<extra></extra>"
         figure.add_scatter(x=x, y=stretch.rates, mode="lines+markers", line_color=BLUE, hovertemplate=hover)
         if stretch.offset:
             figure.add_vline(stretch.offset / unit, line_dash="dot", line_color=ORANGE)
-    return _json(figure.update_yaxes(rangemode="tozero"))
+    return as_json(figure.update_yaxes(rangemode="tozero"))
 
 
 def steps(work: Work) -> str:
     """Seconds of all workers, by step."""
-    figure = _figure("seconds of all workers", None, height=220)
+    figure = blank("seconds of all workers", None, height=220)
     ordered = sorted(work.totals.seconds.items(), key=lambda item: item[1])
     colours = [
-        ORANGE if step == work.totals.slowest else BLUE if step in work.totals.steps else _GREY[0]
-        for step, _ in ordered
+        ORANGE if step == work.totals.slowest else BLUE if step in work.totals.steps else GREY[0] for step, _ in ordered
     ]
     names, values = [shown(step) for step, _ in ordered], [round(spent, 2) for _, spent in ordered]
     figure.add_bar(
         x=values, y=names, orientation="h", marker_color=colours, hovertemplate="%{y}: %{x:,.2f} s<extra></extra>"
     )
-    return _json(figure)
+    return as_json(figure)
 
 
 def classes(counts: Mapping[str, int]) -> str:
     """Images by class, the most frequent at the top."""
-    figure = _figure("images", None, height=90 + 20 * len(counts))
+    figure = blank("images", None, height=90 + 20 * len(counts))
     names = [*counts][::-1]
     figure.add_bar(
         x=[counts[name] for name in names],
@@ -75,28 +50,28 @@ def classes(counts: Mapping[str, int]) -> str:
         marker_color=BLUE,
         hovertemplate="%{customdata}: %{x:,}<extra></extra>",
     )
-    labels = [shown(name, _LONGEST) for name in names]
-    return _json(figure.update_yaxes(tickvals=[*range(len(names))], ticktext=labels))
+    labels = [shown(name, LONGEST) for name in names]
+    return as_json(figure.update_yaxes(tickvals=[*range(len(names))], ticktext=labels))
 
 
 def ranks(counts: Mapping[str, int]) -> str:
     """Rank-abundance: images of the most frequent class, of the second, ...; the vertical axis is logarithmic."""
-    figure = _figure("rank of the class", "images", height=320)
+    figure = blank("rank of the class", "images", height=320)
     values = [*counts.values()]
     mode = "lines+markers" if len(values) <= 100 else "lines"
     hover = "rank %{x}: %{y:,} images<extra></extra>"
     figure.add_scatter(x=[*range(1, len(values) + 1)], y=values, mode=mode, line_color=BLUE, hovertemplate=hover)
-    return _json(figure.update_yaxes(type="log", dtick=1))
+    return as_json(figure.update_yaxes(type="log", dtick=1))
 
 
 def histogram(found: Histogram, title: str, colour: str) -> str:
     """Images by probability or entropy."""
-    figure = _figure(title, "images", height=280)
+    figure = blank(title, "images", height=280)
     width = found.top / len(found.counts)
     middles = [round((bin_ + 0.5) * width, 4) for bin_ in range(len(found.counts))]
     hover = "around %{x:.2f}: %{y:,} images<extra></extra>"
     figure.add_bar(x=middles, y=found.counts.tolist(), width=width, marker_color=colour, hovertemplate=hover)
-    return _json(figure.update_layout(bargap=0).update_xaxes(range=[0, found.top]))
+    return as_json(figure.update_layout(bargap=0).update_xaxes(range=[0, found.top]))
 
 
 def scatter(cloud: Cloud, groups: Sequence[str], short: Mapping[str, str]) -> str:
@@ -105,12 +80,12 @@ def scatter(cloud: Cloud, groups: Sequence[str], short: Mapping[str, str]) -> st
     The text of a point is its sample, class and probability, `<br>` between them.
     """
     axes = [f"component {axis} ({share:.1%} of the variance)" for axis, share in enumerate(cloud.explained, 1)]
-    figure = _figure(axes[0], axes[1], height=520)
+    figure = blank(axes[0], axes[1], height=520)
     places = cloud.places.tolist()
     told = cloud.predictions or [""] * len(places)
     odds = ["none" if each is None else f"{each:.3f}" for each in cloud.probabilities] or [""] * len(places)
     texts = ["<br>".join(map(shown, each)) for each in zip(cloud.samples, told, odds, strict=True)]
-    for name, (colour, symbol) in [("", _GREY), *zip(groups, _GROUPS, strict=False)]:
+    for name, (colour, symbol) in [("", GREY), *zip(groups, GROUPS, strict=False)]:
         rows = [row for row, each in enumerate(told) if (each == name if name else each not in groups)]
         if rows:
             figure.add_scatter(
@@ -119,17 +94,17 @@ def scatter(cloud: Cloud, groups: Sequence[str], short: Mapping[str, str]) -> st
                 text=[texts[row] for row in rows],
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 8},
-                name=shown(short.get(name, name), _LONGEST) if name else "other classes" if groups else "images",
+                name=shown(short.get(name, name), LONGEST) if name else "other classes" if groups else "images",
                 hovertemplate="%{text}<extra></extra>",
             )
     legend = {"orientation": "h", "y": -0.15, "yanchor": "top", "x": 0}
-    return _json(figure.update_layout(dragmode="select", showlegend=True, legend=legend))
+    return as_json(figure.update_layout(dragmode="select", showlegend=True, legend=legend))
 
 
 def levels(found: Sequence[Level]) -> str:
     """Mean of each feature level by pooling; the bar is the standard deviation between images."""
-    figure = _figure(None, "activation", height=340)
-    for pooling, (colour, symbol) in zip(dict.fromkeys(each.pooling for each in found), _GROUPS, strict=False):
+    figure = blank(None, "activation", height=340)
+    for pooling, (colour, symbol) in zip(dict.fromkeys(each.pooling for each in found), GROUPS, strict=False):
         these = [each for each in found if each.pooling == pooling]
         figure.add_scatter(
             x=[shown(each.level) for each in these],
@@ -142,19 +117,4 @@ def levels(found: Sequence[Level]) -> str:
             hovertemplate="%{x} %{fullData.name}: %{y:.4g} ± %{error_y.array:.2g}<extra></extra>",
         )
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
-    return _json(figure.update_layout(showlegend=True, legend=legend))
-
-
-def _figure(x: str | None, y: str | None, height: int) -> "Figure":
-    from plotly.graph_objects import Figure
-
-    margin = {"l": 56, "r": 16, "t": 16, "b": 48}
-    figure = Figure().update_layout(template="none", height=height, margin=margin, showlegend=False, dragmode=False)
-    figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hoverlabel_align="left")
-    figure.update_xaxes(title_text=x, automargin=True, zeroline=False)
-    return figure.update_yaxes(title_text=y, automargin=True, zeroline=False)
-
-
-def _json(figure: Any) -> str:
-    text: str = figure.to_json()
-    return text
+    return as_json(figure.update_layout(showlegend=True, legend=legend))

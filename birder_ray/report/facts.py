@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from birder_ray.classes import classes_table
+from birder_ray.classes import short_names
 from birder_ray.report.pace import Work, work
 from birder_ray.report.vectors import Cloud, Levels, cloud, levels
 from birder_ray.schema import EMBEDDINGS, ERRORS, FEATURES, PREDICTIONS
@@ -136,7 +136,7 @@ def gather(scores: Scores, images: int, points: int) -> Facts:
         levels=levels(scores) if FEATURES in scores.tables else None,
         quarantine=quarantine(scores),
         evaluation=_evaluation(scores),
-        short=_short(scores.class_names) if seen else {},
+        short=short_names(scores.class_names) if seen else {},
     )
 
 
@@ -207,15 +207,6 @@ def _best_of_each(rows: pa.Table) -> pa.Table:
 
 def _images(rows: pa.Table | None) -> list[Image]:
     return [] if rows is None else [Image(**row) for row in rows.to_pylist()]
-
-
-def _short(names: Sequence[str]) -> dict[str, str]:
-    table = classes_table(names)
-    if "species" not in table.column_names:
-        return {}
-    species = table["species"].to_pylist()
-    often = Counter(species)  # a plant and an animal may share one
-    return {name: short for name, short in zip(names, species, strict=True) if often[short] == 1}
 
 
 def _evaluation(scores: Scores) -> Mapping[str, Any] | None:

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
 
+from birder_ray.page import details, figure, number, paragraph, plural, table, text
+from birder_ray.page.figures import BLUE, GREEN
 from birder_ray.report import charts
 from birder_ray.report.facts import Facts, Histogram, Image, Predicted
-from birder_ray.report.page import details, figure, number, paragraph, plural, table, text
 from birder_ray.report.thumbnails import Thumbnails
 from birder_ray.schema import EMBEDDINGS, FEATURES, OUTPUT_TABLES
 
@@ -55,13 +56,11 @@ def certainty(seen: Predicted) -> str:
         '<div class="pair">'
         + figure(
             "probability",
-            charts.histogram(seen.probabilities, "probability", charts.BLUE),
+            charts.histogram(seen.probabilities, "probability", BLUE),
             odds,
             _bins(seen.probabilities),
         )
-        + figure(
-            "entropy", charts.histogram(seen.entropies, "entropy, nats", charts.GREEN), unsure, _bins(seen.entropies)
-        )
+        + figure("entropy", charts.histogram(seen.entropies, "entropy, nats", GREEN), unsure, _bins(seen.entropies))
         + "</div>\n"
     )
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from birder_ray.page import Section, details, figure, number, paragraph, plural, table, text, tiles
 from birder_ray.report import charts, findings
 from birder_ray.report.facts import SUMMARY, Facts
-from birder_ray.report.page import Section, details, figure, number, paragraph, plural, table, text, tiles
 from birder_ray.report.thumbnails import Thumbnails
 from birder_ray.schema import EMBEDDINGS, FEATURES, OUTPUT_TABLES, PREDICTIONS
 

@@ -1,4 +1,4 @@
-"""One HTML file from the sections of a report. Whatever others wrote (names, messages, URLs) goes through `text`."""
+"""One HTML file from sections. Whatever others wrote (names, messages, URLs) goes through `text`."""
 
 import base64
 import hashlib
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib.resources import files
+from importlib.util import find_spec
 from string import Template
 from typing import Any
 
-from birder_ray.errors import printable
+from birder_ray.errors import ConfigError, printable
 
 # What could end a script element, or a line of JavaScript, inside JSON
 _JSON_ESCAPES = {ord(each): f"\\u{ord(each):04x}" for each in "<>&\u2028\u2029"}
@@ -92,30 +93,41 @@ def tiles(facts: Iterable[tuple[str, object]]) -> str:
     return f'<dl class="tiles">{inner}</dl>\n'
 
 
-def render(title: str, where: str, note: str, sections: Sequence[Section]) -> str:
-    """The page.
+def needs(what: str, **packages: str) -> None:
+    """Raises ConfigError where `what` lacks one of `packages`, whose modules are given by their names."""
+    for package, module in {"plotly": "plotly", **packages}.items():
+        if find_spec(module) is None:
+            raise ConfigError(f"{what} needs {package.replace('_', '-')}: pip install 'birder-ray[findings]'")
+
+
+def render(
+    title: str, where: str, made: str, note: str, sections: Sequence[Section], more: Sequence[str] = ()
+) -> bytes:
+    """The page, in UTF-8.
 
     Args:
-        note: HTML above all sections.
+        title: the command that makes it. where: what it is about. made: from what it is made. note: HTML above all
+            sections. more: scripts that run when the charts stand.
     """
     from plotly.offline import get_plotlyjs
 
-    plotly, script = get_plotlyjs(), _read("page.js")
-    allowed = " ".join(f"'sha256-{_digest(each)}'" for each in (plotly, script))
+    scripts = (get_plotlyjs(), read(__package__, "page.js"), *more)
+    allowed = " ".join(f"'sha256-{_digest(each)}'" for each in scripts)
     policy = (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; "
         "form-action 'none'"
     )
-    return Template(_read("page.html")).substitute(
+    page = Template(read(__package__, "page.html")).substitute(
         title=text(title),
         where=text(where),
+        made=text(made),
         policy=policy,
-        style=_read("page.css"),
+        style=read(__package__, "page.css"),
         nav="\n".join(f'<li><a href="#{each.id}">{text(each.title)}</a></li>' for each in sections),
         body=note + "\n".join(_section(each) for each in sections),
-        plotly=plotly,
-        script=script,
+        scripts="\n".join(f"<script>{each}</script>" for each in scripts),
     )
+    return page.encode()
 
 
 def _section(section: Section) -> str:
@@ -130,5 +142,6 @@ def _digest(script: str) -> str:
 
 
 @cache
-def _read(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+def read(package: str, name: str) -> str:
+    """A text file of a package."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")
