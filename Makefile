@@ -48,7 +48,7 @@ format: setup  ## rewrite the code as `make check` wants it
 	$(BIN)/ruff check --fix
 
 test: setup $(CLUSTER)/.installed  ## every test that runs without a GPU
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" --durations=30
 
 test-fast: setup  ## the unmarked tests: no Ray, no server, seconds
 	$(BIN)/python -m pytest -m "$(FAST)"

@@ -74,3 +74,20 @@ def test_rollup(place, tmp_path):
     assert "35 images at 0.65; probabilities are lower bounds" in " ".join(said.split())
     assert len(folder.names("rollup")) == 5 + 1
     assert verify(folder.url, folder.options).rows == 35
+
+
+def test_neighbours_and_duplicates(place):
+    folder, command = place
+    found = json.loads(command("similar", folder.url, "a.tar/7", "-k", "3", "--json", "-"))
+    assert [each["cosine"] for each in found["neighbours"]] == [1, 1, 1] and found["without_direction"] == 2
+    assert folder.names("neighbours") == {"_about.json", "index-000.faiss"}
+    assert found["neighbours"][0]["sample"] in command("similar", folder.url, "a.tar/7", "-k", "1")
+    assert "1 group; 32 of 33 images (96.97%) are redundant" in command("duplicates", folder.url)
+    assert folder.names("duplicates") == {"_about.json", "embedding.parquet"}
+    assert "/data" in command("duplicates", folder.url, "--by", "image", code=2)
+    other = Folder(folder.url.replace("/scores", "/test"), folder.options)
+    build(other, {"c.tar": 5})
+    assert "3 of 3 images = 100.000%" in command("leakage", folder.url, other.url, "--max-rate", "1")
+    assert "3 of 3" in command("leakage", folder.url, other.url, "--max-rate", "0.5", code=1)
+    assert "no sample" in command("similar", folder.url, "c.tar/1", code=2)
+    assert verify(folder.url, folder.options).rows == 35

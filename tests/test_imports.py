@@ -6,7 +6,7 @@ import sys
 import pytest
 
 LIGHT = ["config", "storage", "schema", "commit", "manifest", "lock", "plan", "verify", "cli"]
-LIGHT += ["report", "evaluate", "compare", "rollup"]
+LIGHT += ["report", "page", "photos", "checklist", "evaluate", "compare", "export", "neighbours", "rollup"]
 HEAVY = ["torch", "torchvision", "ray", "birder"]
 
 
