@@ -38,6 +38,9 @@ class Surroundings(Protocol):
     def strike(self, fault: str, driver: Driver) -> bool:
         """Carry out a fault of its own; whether it is one."""
 
+    def refused(self, name: str) -> bool:
+        """Whether requests for a file of the destination were refused for good, as far as a run can tell."""
+
     def mend(self) -> None:
         """Let nothing go wrong any more."""
 
@@ -155,7 +158,8 @@ class Run:
             raise Wrong(f"exit code {self.code}: {driver.said()}")
         if self.code == 1 and not driver.said().startswith(("error: ", "stopped")):
             raise Wrong(f"no plain line: {driver.log()}")
-        if self.code == 1 and self.place.folder().exists(LOCK):
+        around = self.place.surroundings
+        if self.code == 1 and self.place.folder().exists(LOCK) and not (around and around.refused(LOCK)):
             raise Wrong(f"a run that ended by itself left its lock: {driver.said()}")
         deadline = time.monotonic() + 30
         while self.place.private and (left := family(self.place.temporary)):

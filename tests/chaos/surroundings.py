@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -45,6 +46,9 @@ class FullDisk:
     def strike(self, fault: str, driver: Driver) -> bool:
         return False
 
+    def refused(self, name: str) -> bool:
+        return False
+
     def mend(self) -> None:
         self._mount("remount,size=64m")
 
@@ -66,6 +70,9 @@ class FaultyStorage:
 
     def strike(self, fault: str, driver: Driver) -> bool:
         return False
+
+    def refused(self, name: str) -> bool:
+        return any(self.proxy.count(re.escape(name), fault) for fault in ("forbidden", "expired"))
 
     def mend(self) -> None:
         self.proxy.faults = {}
@@ -126,6 +133,9 @@ class RayCluster:
         _send(node, "raylet", signal.SIGSTOP)
         time.sleep(self.chance.uniform(0.5, 4))
         return _send(node, "raylet", signal.SIGCONT)
+
+    def refused(self, name: str) -> bool:
+        return False
 
     def mend(self) -> None:
         with self._own_processes():
