@@ -5,13 +5,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from birder_ray.config import RunConfig
-from birder_ray.errors import BirderRayError, ConfigError, plain
+from birder_ray.errors import BirderRayError, ConfigError, SampleError, plain
 from birder_ray.manifest import lacking_options, reopened
 from birder_ray.source import list_shards, read_samples
 from birder_ray.source.base import FORMATS, Item, Wanted
 
 MAX_PIXELS = 50_000_000
 """Four such images at once take 800 MB."""
+
+
+_EACH_ITS_OWN = {"NotFound", "Forbidden", "ReadFailed"}
+"""Errors whose message names the image: with it, each of millions would have a line of its own."""
 
 
 class OtherShard(BirderRayError):
@@ -80,4 +84,6 @@ def reason(error: Exception) -> str:
         return "UnidentifiedImageError: no image any more"
     if isinstance(error, OtherShard):
         return str(error)
+    if isinstance(error, SampleError) and error.error_type in _EACH_ITS_OWN:
+        return f"{error.error_type}: storage does not give them now"
     return plain(f"{getattr(error, 'error_type', type(error).__name__)}: {error}")

@@ -10,12 +10,15 @@ import pytest
 from click.testing import CliRunner
 
 from birder_ray.cli import app
-from birder_ray.errors import ConfigError
+from birder_ray.commit import Ledger
+from birder_ray.errors import ConfigError, RunFailed
 from birder_ray.folder import Folder
 from birder_ray.neighbours import duplicates, index, leakage, similar, violations
+from birder_ray.neighbours.cells import Spilled
 from birder_ray.neighbours.groups import Components, grouped
 from birder_ray.neighbours.hamming import MOST_BITS, Hashes, bits_apart
 from birder_ray.neighbours.rows import Rows
+from birder_ray.neighbours.stored import write_index
 from birder_ray.scores import Scores
 from tests.built import rewrite
 from tests.vectors import SHARD, destination
@@ -163,6 +166,19 @@ def test_a_damaged_one_is_made_anew(folder, trained, name, data):
     assert len(trained) == 2 and folder.read(path) == whole
 
 
+@pytest.mark.parametrize("name", ["_about.json", "index-000.faiss"])
+def test_one_that_may_not_be_read_is_made_anew(folder, trained, monkeypatch, name):
+    first, read = similar(folder.url, f"{SHARD}/3"), Folder.read
+
+    def refuse(self, path):
+        if path == f"neighbours/{name}":
+            raise PermissionError(13, "Permission denied", path)
+        return read(self, path)
+
+    monkeypatch.setattr(Folder, "read", refuse)
+    assert similar(folder.url, f"{SHARD}/3") == first and len(trained) == 2
+
+
 def test_a_damaged_part_is_named(folder):
     unit = Scores(folder.url).units[1]
     folder.write(f"embeddings/{unit}.parquet", b"PAR1")
@@ -203,6 +219,64 @@ def test_embeddings_without_direction_are_near_to_nothing(tmp_path):
     assert (made.groups, made.redundant) == (1, 1)
     (leaked,) = leakage(folder.url, folder.url).found
     assert leaked.count == leaked.total == 27 and leaked.test_left_out == leaked.train_left_out == made.left_out
+
+
+def test_where_nearly_none_has_a_direction(tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "FLAT_ROWS", 20)
+    vectors = np.zeros((40, 4))
+    vectors[7] = 1
+    destination(Folder(str(tmp_path)), cut(vectors, 20))
+    with pytest.raises(ConfigError, match="nearly all embeddings are zero or not finite"):
+        duplicates(str(tmp_path))
+
+
+def test_an_index_that_keeps_its_lists_in_another_file_is_not_used(tmp_path, monkeypatch, clustered):
+    """It would be written to: whoever made this destination may have named any file of whoever looks at it."""
+    faiss = pytest.importorskip("faiss")
+    monkeypatch.setattr(index, "FLAT_ROWS", 1000)
+    folder, victim = Folder(str(tmp_path / "out")), tmp_path / "precious"
+    destination(folder, cut(clustered, 500)[:5])
+    found = index.opened(Rows(Scores(folder.url), "embeddings"))
+    lists = faiss.OnDiskInvertedLists(found.cells, found.searched.code_size, str(victim))
+    lists.merge_from_1(found.searched.invlists)
+    found.searched.replace_invlists(lists, False)
+    about = folder.read_json("neighbours/_about.json")
+    folder.write_json("neighbours/_about.json", {**about, "files": write_index(found.rows.scores, found.searched)})
+    victim.write_bytes(content := b"precious" * (victim.stat().st_size // 8))
+    destination(folder, cut(clustered, 500)[5:], first=5)
+    assert similar(folder.url, f"{SHARD}/2999", k=1).images == 3000
+    assert victim.read_bytes() == content
+
+
+def test_another_index_than_its_units_ask_for_is_made_anew(folder, trained, vectors):
+    first, scores = similar(folder.url, f"{SHARD}/3"), Scores(folder.url)
+    about = folder.read_json("neighbours/_about.json")
+    faiss = pytest.importorskip("faiss")
+    for kind, rows, size in (("IDMap,Flat", 29, 16), ("IDMap,Flat", 30, 8), ("IDMap,SQ8", 30, 16), ("Flat", 30, 16)):
+        other = faiss.index_factory(size, kind)
+        other.train(vectors[:rows, :size])
+        if kind == "Flat":
+            other.add(vectors[:rows])
+        else:
+            other.add_with_ids(vectors[:rows, :size], np.arange(rows))
+        folder.write_json("neighbours/_about.json", {**about, "files": write_index(scores, other)})
+        assert similar(folder.url, f"{SHARD}/3") == first
+    assert similar(folder.url, f"{SHARD}/3") == first and len(trained) == 5
+
+
+def test_only_equal_embeddings_are_copies():
+    """Marks alone do not tell: they may be the same for others."""
+    vectors = np.array([[0, 1], [1, 0], [0, 1], [1, 0]], np.float16)
+    found = Spilled(vectors, np.zeros((4, 1), np.int32), np.full(4, 7, np.uint64))
+    assert (found.copies.tolist(), found.originals.tolist()) == ([2], [0])
+
+
+def test_the_highest_limit_finds_all_that_are_equal(tmp_path):
+    folder, vectors = Folder(str(tmp_path)), random(40, 768)
+    destination(folder, [vectors, vectors])
+    (found,) = duplicates(folder.url, min_cosine=1).found
+    assert (found.groups, found.redundant) == (40, 40)
+    assert leakage(folder.url, folder.url, min_cosine=1).found[0].count == 80
 
 
 def kept_by_hand(cosines: np.ndarray, least: float) -> dict[int, int]:
@@ -321,6 +395,12 @@ def test_leakage_is_a_gate(tmp_path):
     assert to.read_text().splitlines()[1:] == [f'"embedding","{SHARD}/{20 + n}","{SHARD}/{n}",0' for n in (0, 1)]
     over = run.invoke(app, ["leakage", train.url, test.url, "--max-rate", "0.05"])
     assert over.exception and over.exception.exit_code == 1 and "2 of 22" in str(over.exception)
+    manifest = train.read_json("manifest.json")
+    train.write_json("manifest.json", {**manifest, "totals": None})
+    half = run.invoke(app, ["leakage", train.url, test.url, "--max-rate", "0.1"])
+    assert half.exception and f"{train.url} is unfinished, and what it lacks" in str(half.exception)
+    with pytest.raises(ConfigError, match=r"--to .*/none/x.csv: cannot be written: there is no such folder"):
+        run.invoke(app, ["leakage", train.url, test.url, "--to", f"{tmp_path}/none/x.csv"], catch_exceptions=False)
     with pytest.raises(ConfigError, match=r"--to x.txt: give a file that ends in .parquet or .csv"):
         run.invoke(app, ["leakage", train.url, test.url, "--to", "x.txt"], catch_exceptions=False)
 
@@ -368,3 +448,24 @@ def test_rows_by_number(folder):
     assert numbers(rows.take(wanted, ["sample"])["sample"].to_pylist()) == wanted.tolist()
     assert rows.take(wanted[:0], ["sample"]).num_rows == 0
     assert rows.find(f"{SHARD}/17") == 17 and rows.find("a.tar/30") is None
+
+
+def test_rows_while_a_run_is_at_work(folder):
+    """What it takes back before the rows are numbered is not there; afterwards nothing is called damaged."""
+    scores = Scores(folder.url)
+    first, second = scores.units[:2]
+    Ledger(folder).erase(first)
+    rows = Rows(scores, "embeddings")
+    assert [unit.name for unit in rows.units] == list(scores.units[1:])
+    rewrite(folder, "embeddings", second, lambda part: part.slice(0, 5))
+    for _ in range(2):  # replaced; gone
+        with pytest.raises(RunFailed, match=f"{second}.parquet: a run at work changed it meanwhile"):
+            list(rows.stream(["sample"]))
+        Ledger(folder).erase(second)
+
+
+def test_a_part_with_other_rows_than_its_record_has_is_named(folder):
+    unit = Scores(folder.url).units[1]
+    rewrite(folder, "embeddings", unit, lambda part: part.slice(0, 5))
+    with pytest.raises(ConfigError, match=f"{unit}.parquet: has 5 rows, not 10"):
+        similar(folder.url, f"{SHARD}/3")

@@ -13,9 +13,10 @@ from PIL import Image, ImageOps
 
 from birder_ray.cli import app
 from birder_ray.config import RunConfig
-from birder_ray.errors import ConfigError
+from birder_ray.errors import ConfigError, SampleError
 from birder_ray.folder import Folder
 from birder_ray.neighbours import duplicates, hashing, leakage, similar, violations
+from birder_ray.reread import reason
 from birder_ray.scores import Scores
 from birder_ray.testing import make_images
 from birder_ray.verify import verify
@@ -145,6 +146,30 @@ def test_hashes_of_other_rows_are_made_anew(own, monkeypatch):
     folder.write("hashes/gone-0123456789ab-000000.parquet", b"PAR1")
     assert duplicates(folder.url, by="image").found[0].images == first.found[0].images - 1 and len(looked) == 3
     assert "gone-0123456789ab-000000.parquet" not in folder.names("hashes")
+
+
+def test_hashes_of_units_that_lack_a_table_are_kept(own):
+    folder = Folder(str(own / "photos-out"))
+    first = duplicates(folder.url, by="image")
+    unit = Scores(folder.url).units[1]
+    record = folder.read_json(f"_commits/{unit}.json")
+    less = {**record, "parts": {"embeddings": record["parts"]["embeddings"]}}
+    folder.write_json(f"_commits/{unit}.json", less)
+    assert duplicates(folder.url, by="image").found[0].images == first.found[0].images - 3
+    assert f"{unit}.parquet" in folder.names("hashes")
+
+
+def test_a_damaged_part_is_named_and_not_passed_over(own):
+    folder = Folder(str(own / "photos-out"))
+    unit = Scores(folder.url).units[1]
+    folder.write(f"predictions/{unit}.parquet", b"PAR1")
+    with pytest.raises(ConfigError, match=f"predictions/{unit}.parquet.*birder-ray verify"):
+        hashing.image_hashes(Scores(folder.url))
+
+
+def test_images_that_are_gone_are_one_reason():
+    gone = [SampleError("NotFound", f"FileNotFoundError: https://example.org/{at}.jpg") for at in range(3)]
+    assert {reason(each) for each in gone} == {"NotFound: storage does not give them now"}
 
 
 def test_what_changed_since_is_left_out_and_counted(own):

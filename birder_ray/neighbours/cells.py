@@ -19,6 +19,9 @@ from birder_ray.neighbours.vectors import directions, have_direction
 PROBES = 4
 """Nearest cells that an embedding's look-alikes are looked for in."""
 
+NEAREST = 1 - 5e-6
+"""Limits above this ask for equal embeddings: float32 may put the cosine of those so far below 1."""
+
 _QUERIES, _STORED = 2048, 8192
 """Rows of one product: 64 MB."""
 
@@ -28,7 +31,7 @@ class Spilled:
 
     Args:
         vectors: N,D float16 on disk. cells: N,P int32, the nearest first; -1 where there is no direction.
-        marks: N uint64, the same for the same values.
+        marks: N uint64, the same for the same values, and nearly always others for others.
 
     `good`: whether a row has a direction. `copies`, `originals`: rows whose embedding is that of an earlier row, value
     by value, and that row. A thousand copies would make a million pairs.
@@ -39,7 +42,11 @@ class Spilled:
         good = np.flatnonzero(cells[:, 0] >= 0)
         _, first, back = np.unique(marks[good], return_index=True, return_inverse=True)
         originals = good[first][back]
-        self.copies, self.originals = good[good != originals], originals[good != originals]
+        copies, originals = good[good != originals], originals[good != originals]
+        blocks = [slice(at, at + _STORED) for at in range(0, len(copies), _STORED)]
+        same = [(vectors[copies[block]] == vectors[originals[block]]).all(axis=1) for block in blocks]
+        equal = np.concatenate([np.empty(0, bool), *same])
+        self.copies, self.originals = copies[equal], originals[equal]
         self.good = cells[:, 0] >= 0
 
     def directions(self, rows: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from birder_ray.errors import ConfigError, printable
 from birder_ray.folder import to_json
-from birder_ray.neighbours.cells import compared, spilled
+from birder_ray.neighbours.cells import NEAREST, compared, spilled
 from birder_ray.neighbours.groups import Components, Groups, grouped
 from birder_ray.neighbours.hamming import Hashes, bits_apart
 from birder_ray.neighbours.hashing import image_hashes
@@ -168,13 +168,13 @@ def same_embedding(rows: Rows, min_cosine: float, notes: list[str]) -> tuple[Gro
     index = opened(rows)
     if index.kept:
         notes.append(f"the index is not kept: {index.kept}")
-    components = Components(len(rows))
+    components, least = Components(len(rows)), min(min_cosine, NEAREST)
     with spilled(rows, index) as vectors:
         components.join(vectors.copies, vectors.originals)
         for some, others, cosines in compared(vectors, vectors):
-            near = np.nonzero(cosines >= min_cosine)
+            near = np.nonzero(cosines >= least)
             components.join(some[near[0]], others[near[1]])
-        return grouped(components, vectors.distances, 1 - min_cosine), vectors.good
+        return grouped(components, vectors.distances, 1 - least), vectors.good
 
 
 def _table(rows: Rows, groups: Groups) -> pa.Table:

@@ -69,7 +69,7 @@ def image_hashes(scores: Scores, source_options: Mapping[str, Any] | None = None
             found.put(place, part["sha256"], part["phash"])
     if lacking:
         _hash(found, lacking, source_options)
-    for unit in Ledger(scores.folder).parts(HASHES) - {unit.name for unit in rows.units}:
+    for unit in Ledger(scores.folder).parts(HASHES) - set(scores.units):  # those that just lack a table keep theirs
         _unless_read_only(found, scores.delete, part_name(HASHES, unit))
     return found
 
@@ -93,14 +93,13 @@ def _hash(found: Images, places: list[int], source_options: Mapping[str, Any] | 
         return
     for shard, those in groupby(places, key=lambda place: units[place].shard):
         left = {split_name(units[place].name)[1]: place for place in those}
-        try:
-            with closing(_read(source, shard, left, found.rows.scores.manifest["unit_rows"])) as made:
-                for number, items in made:
-                    _add(found, left.pop(number), items)
-        except Exception as error:
-            found.unread[reason(error)] += sum(units[place].rows for place in left.values())
-        else:
-            found.unread.update({_GONE: sum(units[place].rows for place in left.values())} if left else {})
+        failed: list[Exception] = []
+        with closing(_read(source, shard, left, found.rows.scores.manifest["unit_rows"])) as made:
+            for number, items in _until_failed(made, failed):
+                _add(found, left.pop(number), items)  # what this raises is about the destination, not the source
+        if left:
+            why = reason(failed[0]) if failed else _GONE
+            found.unread[why] += sum(units[place].rows for place in left.values())
 
 
 def _read(
@@ -117,6 +116,14 @@ def _read(
     with closing(prefetch(look, _until_damaged(items), _AT_ONCE)) as made:  # type: ignore[type-var]
         for number, those in groupby(made, key=lambda each: each[0] // unit_rows):
             yield number, {index: (sample, hashes) for index, sample, hashes in those}
+
+
+def _until_failed(made: Iterator[tuple[int, Looked]], failed: list[Exception]) -> Iterator[tuple[int, Looked]]:
+    """What comes before the source fails; why goes to `failed`."""
+    try:
+        yield from made
+    except Exception as error:
+        failed.append(error)
 
 
 def _until_damaged(items: Iterator[Item]) -> Iterator[Item]:

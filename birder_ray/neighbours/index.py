@@ -16,7 +16,7 @@ from birder_ray.errors import ConfigError
 from birder_ray.folder import to_json
 from birder_ray.neighbours.library import faiss
 from birder_ray.neighbours.rows import Rows
-from birder_ray.neighbours.stored import NEIGHBOURS, read_about, read_index, write_index
+from birder_ray.neighbours.stored import NEIGHBOURS, read_about, read_index, same_kind, write_index
 from birder_ray.neighbours.vectors import directions, have_direction
 from birder_ray.schema import EMBEDDINGS
 
@@ -135,7 +135,7 @@ def opened(rows: Rows, seed: int = 0) -> Index:
         raise ConfigError(f"{rows.scores.where}: no embeddings are committed yet")
     size = next(rows.stream(["embedding"], [0]))[1]["embedding"].type.list_size
     factory = factory_of(len(rows), size)
-    index = _kept(rows, factory, seed) or Index(rows, factory, _trained(rows, factory, size, seed))
+    index = _kept(rows, factory, size, seed) or Index(rows, factory, _trained(rows, factory, size, seed))
     if index.add():
         try:
             index.save(seed)
@@ -151,7 +151,7 @@ def factory_of(rows: int, size: int) -> str:
     return f"IVF{2 ** round(math.log2(2 * math.sqrt(rows)))},RaBitQ2"
 
 
-def _kept(rows: Rows, factory: str, seed: int) -> Index | None:
+def _kept(rows: Rows, factory: str, size: int, seed: int) -> Index | None:
     about = read_about(rows.scores, ABOUT)
     wanted = {"version": VERSION, "recipe": rows.scores.recipe.part(EMBEDDINGS), "factory": factory, "seed": seed}
     if any(about.get(name) != value for name, value in wanted.items()):
@@ -160,18 +160,23 @@ def _kept(rows: Rows, factory: str, seed: int) -> Index | None:
     if any(tuple(unit) not in now for unit in about["units"]):
         return None
     searched = read_index(rows.scores, about["files"])
-    if searched is None:
+    if searched is None or not same_kind(searched, _empty(factory, size)):
+        return None
+    if searched.ntotal != sum(unit[1] for unit in about["units"]) - about["without_direction"]:
         return None
     return Index(rows, factory, searched, about["units"], about["without_direction"])
 
 
+def _empty(factory: str, size: int) -> Any:
+    return faiss().index_factory(size, factory, faiss().METRIC_L2)  # of directions: the order is that of cosine
+
+
 def _trained(rows: Rows, factory: str, size: int, seed: int) -> Any:
     """An empty index, trained with a sample that is spread over the units."""
-    library = faiss()
-    index = library.index_factory(size, factory, library.METRIC_L2)  # of directions: the order is that of cosine
+    index = _empty(factory, size)
     if index.is_trained:
         return index
-    cells = library.extract_index_ivf(index)
+    cells = faiss().extract_index_ivf(index)
     cells.cp.seed, cells.cp.min_points_per_centroid = seed, 1
     dice = np.random.default_rng(seed)
     places = np.sort(dice.permutation(len(rows.units))[:_TRAINED_UNITS])
@@ -183,5 +188,7 @@ def _trained(rows: Rows, factory: str, size: int, seed: int) -> Any:
         vectors = vectors[have_direction(vectors)]
         chosen[filled : filled + len(vectors)] = vectors
         filled += len(vectors)
+    if filled < cells.nlist:
+        raise ConfigError(f"{rows.scores.where}: nearly all embeddings are zero or not finite, so no index can be made")
     index.train(chosen[:filled])
     return index

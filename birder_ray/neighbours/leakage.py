@@ -1,5 +1,6 @@
 """`leakage`: images of a test set that a training set has, too, or as good as."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,15 +13,7 @@ from pyarrow import csv
 from birder_ray.errors import ConfigError, printable
 from birder_ray.intervals import wilson
 from birder_ray.manifest import difference
-from birder_ray.neighbours.duplicates import (
-    BYTES,
-    EMBEDDING,
-    IMAGE,
-    MAX_BITS,
-    MIN_COSINE,
-    WITHOUT_DIRECTION,
-    images_of,
-)
+from birder_ray.neighbours.duplicates import BYTES, EMBEDDING, IMAGE, MAX_BITS, MIN_COSINE, WITHOUT_DIRECTION, images_of
 from birder_ray.neighbours.matches import Matches, same_bytes, same_embedding, same_look
 from birder_ray.neighbours.rows import Rows
 from birder_ray.schema import EMBEDDINGS
@@ -58,13 +51,15 @@ class Leaked:
 
 @dataclass(frozen=True)
 class Leakage:
-    """What was found. `table` has a row for each kind and image of TEST that has a counterpart, and its nearest one."""
+    """What was found. `table` has a row for each kind and image of TEST that has a counterpart, and its nearest one.
+    `unfinished`: those of both whose run has not come to its end."""
 
     train: str
     test: str
     found: tuple[Leaked, ...]
     notes: tuple[str, ...]
     table: pa.Table
+    unfinished: tuple[str, ...] = ()
 
     def told(self) -> dict[str, Any]:
         """All numbers, for JSON."""
@@ -97,7 +92,8 @@ def leakage(
     sides = Scores(train, options), Scores(test, options)
     if by != IMAGE:
         _comparable(*sides)
-    notes = [f"{each.where} is unfinished: looked at is what it holds by now" for each in sides if not each.finished]
+    unfinished = tuple(each.where for each in sides if not each.finished)
+    notes = [f"{where} is unfinished: looked at is what it holds by now" for where in unfinished]
     found, tables = [], [SCHEMA.empty_table()]
     if by != EMBEDDING:
         a, b = (images_of(each, source_options, by, notes) for each in sides)
@@ -116,7 +112,8 @@ def leakage(
         most = round(1 - min_cosine, 6)
         found.append(_leaked(EMBEDDING, most, matches, good, good_too, without, without_too))
         tables.append(_table(EMBEDDING, matches, ours, theirs))
-    return Leakage(sides[0].where, sides[1].where, tuple(found), tuple(notes), pa.concat_tables(tables))
+    table = pa.concat_tables(tables)
+    return Leakage(sides[0].where, sides[1].where, tuple(found), tuple(notes), table, unfinished)
 
 
 def writer(to: str) -> Callable[[Leakage], None]:
@@ -125,6 +122,8 @@ def writer(to: str) -> Callable[[Leakage], None]:
     write = next((each for suffix, each in writers.items() if to.endswith(suffix)), None)
     if write is None:
         raise ConfigError(f"--to {to}: give a file that ends in {' or '.join(writers)}")
+    if not os.path.isdir(os.path.dirname(to) or "."):
+        raise ConfigError(f"--to {to}: cannot be written: there is no such folder")
 
     def save(found: Leakage) -> None:
         try:
@@ -136,8 +135,9 @@ def writer(to: str) -> Callable[[Leakage], None]:
 
 
 def violations(found: Leakage, max_rate: float) -> list[str]:
-    """One line for each rate that is too high, or may be: an image that was not looked at may have leaked."""
-    over = []
+    """One line for each rate that is too high, or may be: an image that was not looked at, or that a run has yet to
+    score, may have leaked."""
+    over = [f"{where} is unfinished, and what it lacks may have leaked" for where in found.unfinished]
     for each in found.found:
         unseen, unseen_train = sum(each.test_left_out.values()), sum(each.train_left_out.values())
         worst = (each.count + unseen) / max(1, each.total + unseen)

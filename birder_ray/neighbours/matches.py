@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from birder_ray.neighbours.cells import compared, spilled
+from birder_ray.neighbours.cells import NEAREST, compared, spilled
 from birder_ray.neighbours.hamming import Hashes
 from birder_ray.neighbours.images import Images
 from birder_ray.neighbours.index import opened
@@ -45,7 +45,7 @@ def same_embedding(
     best, nearest = _none(len(test))
     with spilled(train, index) as ours, spilled(test, index) as theirs:
         for some, others, cosines in compared(theirs, ours):
-            at = np.nonzero(cosines >= min_cosine)
+            at = np.nonzero(cosines >= min(min_cosine, NEAREST))
             _closer(best, nearest, some[at[0]], others[at[1]], np.maximum(1 - cosines[at], 0))
         return _matched(best, nearest), ours.good, theirs.good
 

@@ -9,11 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from birder_ray.commit import Ledger
+from birder_ray.errors import ConfigError, RunFailed
+from birder_ray.parts import part_name
+from birder_ray.record import Record, record_name
 from birder_ray.schema import PREDICTIONS
 from birder_ray.scores import Scores
 from birder_ray.source.fetch import prefetch
 
 _SIDE_BY_SIDE = 4
+_RECORDS_SIDE_BY_SIDE = 32
 
 
 class Unit(NamedTuple):
@@ -40,7 +44,8 @@ class Rows:
     def __init__(self, scores: Scores, table: str):
         scores.needs(table)
         self.scores, self.table = scores, table
-        records = Ledger(scores.folder).records(scores.units)
+        self._ledger = Ledger(scores.folder)
+        records = filter(None, prefetch(self._record, scores.units, _RECORDS_SIDE_BY_SIDE))
         self.units = [
             Unit(each.unit, each.shard, each.rows, {name: part.sha256 for name, part in each.parts.items()})
             for each in records
@@ -65,14 +70,36 @@ class Rows:
             units: places of those wanted in `self.units`; None: all.
 
         Raises:
-            ConfigError: a part is missing or damaged.
+            ConfigError: a part is missing or damaged. RunFailed: a run at work has changed one meanwhile.
         """
 
         def read(place: int) -> tuple[int, pa.Table]:
             unit, name = self.units[place], table or self.table
-            return int(self.starts[place]), self.scores.part(name, unit.name, unit.parts[name], columns)
+            try:
+                part = self.scores.part(name, unit.name, unit.parts[name], columns)
+            except ConfigError:
+                if self._stands(unit, name):
+                    raise
+                where = f"{self.scores.where}/{part_name(name, unit.name)}"
+                raise RunFailed(f"{where}: a run at work changed it meanwhile; try again when that is over") from None
+            if part.num_rows != unit.rows:
+                where = f"{self.scores.where}/{part_name(name, unit.name)}"
+                raise ConfigError(f"{where}: has {part.num_rows} rows, not {unit.rows}; birder-ray verify tells more")
+            return int(self.starts[place]), part
 
         return prefetch(read, range(len(self.units)) if units is None else units, _SIDE_BY_SIDE)
+
+    def _record(self, unit: str) -> Record | None:
+        """None: a run at work has taken the unit back since it was listed."""
+        try:
+            return self._ledger.read(unit)
+        except ConfigError:
+            return self._ledger.read(unit) if self.scores.folder.exists(record_name(unit)) else None
+
+    def _stands(self, unit: Unit, table: str) -> bool:
+        """Whether the part that was committed when these rows were numbered is so still."""
+        record = self._record(unit.name)
+        return record is not None and table in record.parts and record.parts[table].sha256 == unit.parts[table]
 
     def take(self, rows: np.ndarray, columns: Sequence[str], table: str | None = None) -> pa.Table:
         """The rows of these numbers, in that order; of their units alone, the parts are read. Raises as `stream`."""

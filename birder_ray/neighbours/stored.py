@@ -44,7 +44,8 @@ def write_index(scores: Scores, index: Any) -> list[tuple[str, str]]:
 def read_index(scores: Scores, files: Sequence[Sequence[str]]) -> Any | None:
     """The index in `files`, as `write_index` told them; None where one is missing or is not what was written.
 
-    faiss sees no byte that is not: a damaged count would have it ask for any amount of memory.
+    faiss sees no byte that is not: a damaged count would have it ask for any amount of memory. And it opens no file for
+    writing: an index that somebody else made may keep its lists in a file of this machine, which `add` would change.
     """
     left, waiting = iter(files), memoryview(b"")
 
@@ -57,9 +58,24 @@ def read_index(scores: Scores, files: Sequence[Sequence[str]]) -> Any | None:
 
     library = faiss()
     try:
-        return library.read_index(library.PyCallbackIOReader(read))
+        return library.read_index(library.PyCallbackIOReader(read), library.IO_FLAG_READ_ONLY)
     except (_Damaged, RuntimeError):  # faiss wraps what a callback raises
         return None
+
+
+def same_kind(index: Any, other: Any) -> bool:
+    """Whether two indices are built alike, of the same size, and hold what is in them themselves."""
+    return _kinds(index) == _kinds(other)
+
+
+def _kinds(index: Any) -> tuple[Any, ...]:
+    library = faiss()
+    if isinstance(index, library.IndexIDMap):
+        return type(index), index.d, isinstance(library.downcast_index(index.index), library.IndexFlat)
+    if isinstance(index, library.IndexIVF):
+        flat = isinstance(library.downcast_index(index.quantizer), library.IndexFlat)
+        return type(index), index.d, index.nlist, flat, type(library.downcast_InvertedLists(index.invlists))
+    return type(index), index.d
 
 
 class _Damaged(Exception):
@@ -69,7 +85,7 @@ class _Damaged(Exception):
 def _whole(scores: Scores, name: str, sha256: str) -> bytes:
     try:
         data = scores.folder.read(name)
-    except FileNotFoundError:
+    except OSError:  # missing, or another user's alone
         raise _Damaged from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise _Damaged
@@ -77,10 +93,10 @@ def _whole(scores: Scores, name: str, sha256: str) -> bytes:
 
 
 def read_about(scores: Scores, name: str) -> Mapping[str, Any]:
-    """What a `_about.json` says; nothing where it is missing or damaged."""
+    """What a `_about.json` says; nothing where it is missing or damaged, or may not be read."""
     try:
         found = scores.folder.read_json(name)
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
