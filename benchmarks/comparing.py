@@ -8,14 +8,12 @@ comparison is a process of its own; its peak is the RSS of that.
 
 import argparse
 import hashlib
-import os
-import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
 import pyarrow as pa
+from measuring import again
 
 from birder_ray.commit import Ledger
 from birder_ray.compare import compare
@@ -41,7 +39,7 @@ def main() -> None:
             make(Folder(side), told.rows, seed)
         print("| samples on each side | `--memory` | s | peak, MiB |\n|---|---|---|---|")
         for memory in told.memory:
-            seconds, peak = measured(*sides, memory)
+            seconds, peak = again(*sides, memory)
             print(f"| {told.rows:,} | {memory} | {seconds:.1f} | {peak:,.0f} |", flush=True)
 
 
@@ -72,17 +70,6 @@ def make(folder: Folder, rows: int, seed: int) -> None:
         part = {"rows": n, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         counts = {"samples": n, "rows": n, "errors": 0}
         folder.write_json(record_name(name), {**record, **counts, "unit": name, "parts": {PREDICTIONS: part}})
-
-
-def measured(a: str, b: str, memory: str) -> tuple[float, float]:
-    """Seconds and MiB of one comparison."""
-    started = time.perf_counter()
-    with subprocess.Popen([sys.executable, __file__, a, b, memory]) as process:
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"compare ended with exit code {process.returncode}")
-    return time.perf_counter() - started, used.ru_maxrss / 1024
 
 
 if __name__ == "__main__":

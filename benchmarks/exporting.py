@@ -9,16 +9,14 @@ the RSS of that.
 
 import argparse
 import hashlib
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from measuring import again
 
 from birder_ray.classes import classes_table
 from birder_ray.commit import CLASSES, Ledger
@@ -49,7 +47,7 @@ def main() -> None:
         make(Path(folder), told.rows)
         print("| format | samples | s | peak, MiB | size, MB |\n|---|---|---|---|---|")
         for to in told.to:
-            seconds, peak = measured(folder, to)
+            seconds, peak = again(folder, to)
             out = Path(folder, to)
             files = [out] if out.is_file() else [each for each in out.rglob("*") if each.is_file()]
             size = sum(each.stat().st_size for each in files) / 1e6
@@ -100,17 +98,6 @@ def make(place: Path, rows: int) -> None:
                 dice.random(n) * 90,
             ]
             photos.write_table(pa.table([known["sample"], *map(pa.array, where)], schema=dated))
-
-
-def measured(folder: str, to: str) -> tuple[float, float]:
-    """Seconds and MiB of one export."""
-    started = time.perf_counter()
-    with subprocess.Popen([sys.executable, __file__, folder, to]) as process:
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"export ended with exit code {process.returncode}")
-    return time.perf_counter() - started, used.ru_maxrss / 1024
 
 
 def one(folder: str, to: str) -> None:

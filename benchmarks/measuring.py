@@ -39,6 +39,17 @@ def process_start() -> float:
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
 
 
+def again(*call: str) -> tuple[float, float]:
+    """Seconds, and peak RSS in MiB, of the running script with other arguments, as a process of its own."""
+    started = time.perf_counter()
+    with subprocess.Popen([sys.executable, sys.argv[0], *call]) as process:
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{shlex.join(call)} ended with exit code {process.returncode}")
+    return time.perf_counter() - started, used.ru_maxrss / 1024
+
+
 class PeakMemory:
     """Highest memory of a process and of all that it started, GiB, sampled until `stop`.
 

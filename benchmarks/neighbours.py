@@ -14,16 +14,15 @@ by perceptual hash and by the embeddings of the demo's network.
 import argparse
 import io
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from measuring import again
 
 from birder_ray.folder import Folder
 from birder_ray.neighbours import duplicates, leakage, similar
@@ -66,7 +65,7 @@ def made_up(rows: int, size: int, dtype: str) -> None:
             ("`duplicates`", "duplicates", train),
             (f"`leakage` of {few:,}", "leakage", train, test),
         ):
-            seconds, peak = measured(*call)
+            seconds, peak = again(*call)
             print(f"| {name} | {seconds:.1f} | {peak:,.0f} |", flush=True)
         index = sum(os.path.getsize(path) for path in Path(train, "neighbours").iterdir())
         print(f"\nindex {index / rows:.0f} bytes a row; recall@{K} {recall(train):.4f}; ", end="")
@@ -184,17 +183,6 @@ def versions(folder: str) -> None:
     pairs = np.triu_indices(len(photos), 1)
     bits, cosines = np.bitwise_count(hashes[:, None] ^ hashes)[pairs], (vectors @ vectors.T)[pairs]
     print(f"\n{len(bits):,} pairs of different photos: {bits.min()} bits at least, cosine {cosines.max():.3f} at most")
-
-
-def measured(*call: str) -> tuple[float, float]:
-    """Seconds and MiB of one command."""
-    started = time.perf_counter()
-    with subprocess.Popen([sys.executable, __file__, *call]) as process:
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{call[0]} ended with exit code {process.returncode}")
-    return time.perf_counter() - started, used.ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -8,14 +8,11 @@ report is a process of its own; its peak is the RSS of that.
 
 import argparse
 import hashlib
-import os
-import subprocess
-import sys
 import tempfile
-import time
 
 import numpy as np
 import pyarrow as pa
+from measuring import again
 
 from birder_ray.commit import Ledger
 from birder_ray.folder import Folder
@@ -44,7 +41,7 @@ def main() -> None:
         folder = told.keep or folder
         if not Folder(folder).exists("manifest.json"):
             make(Folder(folder), told.rows, told.classes, told.size)
-        seconds, peak = measured(folder)
+        seconds, peak = again("--of", folder)
     print("| rows | s | peak, MiB |\n|---|---|---|")
     print(f"| {told.rows:,} | {seconds:.1f} | {peak:,.0f} |")
 
@@ -80,17 +77,6 @@ def make(folder: Folder, rows: int, classes: int, size: int) -> None:
             parts[table] = {"rows": n, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         counts = {"samples": n, "rows": n, "errors": 0}
         folder.write_json(record_name(name), {**record, **counts, "unit": name, "parts": parts})
-
-
-def measured(folder: str) -> tuple[float, float]:
-    """Seconds and MiB of one report."""
-    started = time.perf_counter()
-    with subprocess.Popen([sys.executable, __file__, "--of", folder]) as process:
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"report ended with exit code {process.returncode}")
-    return time.perf_counter() - started, used.ru_maxrss / 1024
 
 
 if __name__ == "__main__":
