@@ -74,6 +74,8 @@ def _degrees(bound: str, text: str, most: float, otherwise: float) -> float:
 
 def _yearly(text: str) -> float:
     """Month and day as 1231."""
+    if not text.replace("-", "").isdecimal():  # W01-1 is a week and its day
+        raise ValueError(text)
     day = date.fromisoformat(f"2024-{text}")  # a leap year
     return 100.0 * day.month + day.day
 

@@ -16,8 +16,8 @@ from birder_ray.errors import ConfigError
 from birder_ray.lineages import plain, text_table, whole_file
 from birder_ray.storage import redact
 
-_HEADERS = {"class name", "common name", "name", "scientific name", "species", "taxon", *RANKS}
-"""What the first line of a checklist in CSV may say without being one of its names."""
+_HEADERS = {"class name", "common name", "name", "scientific name", "scientificname", "species", "taxon", *RANKS}
+"""What the first line of a checklist in CSV may say without being one of its names; `scientificName` is GBIF's."""
 
 _EMPTY = ("", "nan")
 _PRODUCTS = 8_000_000
@@ -117,7 +117,7 @@ def read_checklist(file: str, classes: pa.Table) -> Checklist:
 
 def _told(file: str) -> tuple[list[str], dict[str, list[str]]]:
     """The names, and beside them the cells of each of `BOUNDS`."""
-    if not file.lower().endswith((".csv", ".parquet")):
+    if not redact(file).lower().endswith((".csv", ".parquet")):  # a signed URL ends in its signature
         names = [plain(name) for name in whole_file(file).decode("utf-8-sig", errors="replace").splitlines()]
         return names, {bound: [""] * len(names) for bound in BOUNDS}
     table = text_table(file)

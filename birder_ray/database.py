@@ -15,6 +15,13 @@ from birder_ray.storage import open_binary, redact
 _BLOCK = 2**20
 _BATCH = 65_536
 
+_CSV = """all_varchar=true, header=true, quote='"', escape='"', comment=''"""
+"""Only the delimiter is left to be guessed, by the first 20,000 lines: where none of them has quotes or a #, those of
+later ones would be taken for part of a name, and where all are within apostrophes, these for no part of it."""
+
+_NO_HIVE = "hive_partitioning=false"
+"""A TMPDIR such as /scratch/sample=3 is no column."""
+
 
 @contextmanager
 def database(memory: str, what: str) -> Iterator[tuple[Any, Path]]:
@@ -92,7 +99,7 @@ def opened(connection: Any, folder: Path, file: str) -> Iterator[tuple[list[str]
     copy = folder / ("file.csv.gz" if redact(file).lower().endswith(".gz") else "file")
     sha256 = _copied(file, copy)
     path = str(copy).replace("'", "''")
-    scan = f"read_parquet('{path}')" if parquet else f"read_csv('{path}', all_varchar=true, header=true)"
+    scan = f"read_parquet('{path}', {_NO_HIVE})" if parquet else f"read_csv('{path}', {_CSV}, {_NO_HIVE})"
     try:
         connection.execute(f"CREATE VIEW file AS FROM {scan}")
         yield [name for name, *_ in connection.execute("DESCRIBE file").fetchall()], sha256

@@ -8,18 +8,21 @@ from birder_ray.errors import ConfigError
 from birder_ray.storage import open_binary, redact
 
 
-def read_fields(path: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The mapping in a pipeline file, with `overrides` in their places.
+def read_mapping(path: str, what: str, keys: str) -> dict[str, Any]:
+    """The mapping in a YAML (or JSON) file.
+
+    Args:
+        what: what the file is called, and `keys`: what it has to give, where an error is told.
 
     Raises:
-        ConfigError: as `RunConfig.from_yaml` does.
+        ConfigError: no such file, not to be read, no YAML, or no mapping.
     """
     shown = redact(path)
     try:
         with open_binary(path) as file:
             fields = yaml.safe_load(file)
     except FileNotFoundError:
-        raise ConfigError(f"{shown}: no such pipeline file") from None
+        raise ConfigError(f"{shown}: no such {what}") from None
     except ConfigError:
         raise
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -27,10 +30,20 @@ def read_fields(path: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     except Exception as error:  # every filesystem has exceptions of its own
         raise ConfigError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(fields, dict):
-        raise ConfigError(f"{shown}: a pipeline file is a mapping with source, model and destination")
+        raise ConfigError(f"{shown}: a {what} is a mapping with {keys}")
+    return {str(key): value for key, value in fields.items()}
+
+
+def read_fields(path: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The mapping in a pipeline file, with `overrides` in their places.
+
+    Raises:
+        ConfigError: as `RunConfig.from_yaml` does.
+    """
+    fields = read_mapping(path, "pipeline file", "source, model and destination")
     for text in overrides:
         override(fields, text)
-    return {str(key): value for key, value in fields.items()}
+    return fields
 
 
 def override(fields: dict[str, Any], text: str, flag: str = "--set") -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -32,6 +33,11 @@ def lineages(classes: pa.Table, file: str | None) -> pa.Table:
         return classes
     told = text_table(file)
     ranks = [rank for rank in RANKS if rank in told.column_names]
+    for rank in ranks:
+        # What is only spaces is empty, and spaces around a name make it no other taxon
+        bare = pc.utf8_trim_whitespace(told[rank])
+        cells = pc.if_else(pc.equal(bare, ""), pa.scalar(None, pa.string()), bare)
+        told = told.set_column(told.column_names.index(rank), rank, cells)
     if "class_name" not in told.column_names or not ranks:
         raise ConfigError(f"{redact(file)}: needs a column class_name and any of {', '.join(RANKS)}")
     names = told["class_name"].to_pylist()
@@ -44,7 +50,10 @@ def lineages(classes: pa.Table, file: str | None) -> pa.Table:
     if order.null_count == len(own):
         raise ConfigError(f"{redact(file)}: has none of the classes, which are called as {own[0]}")
     columns = {name: classes[name] for name in ("class_index", "class_name")}
-    return pa.table(columns | {rank: told[rank].take(order) for rank in ranks})
+    taxa = {rank: told[rank].take(order) for rank in ranks}
+    if all(cells.null_count == len(own) for cells in taxa.values()):
+        raise ConfigError(f"{redact(file)}: has no taxon of any class: fill in {', '.join(ranks)}")
+    return pa.table(columns | taxa)
 
 
 def common_names(file: str, classes: int) -> np.ndarray:
@@ -76,7 +85,7 @@ def text_table(file: str) -> pa.Table:
     """A CSV or Parquet file, every column as text, null where a cell is empty. Raises ConfigError where it is none."""
     data = io.BytesIO(whole_file(file))
     try:
-        if file.lower().endswith(".parquet"):
+        if redact(file).lower().endswith(".parquet"):
             found = pq.read_table(data)
         else:
             names = pa.csv.open_csv(data).schema.names

@@ -143,7 +143,7 @@ def _columns(names: Sequence[str], sample_column: str, where: str) -> dict[str, 
     """The file's columns by what they hold."""
     if sample_column not in names:
         raise ConfigError(f"{where}: has no column {sample_column}, but {', '.join(names)}; give --sample-column")
-    spelled = {name.lower(): name for name in reversed(names)}
+    spelled = {name.strip().lower(): name for name in reversed(names)}
     found = {kind: next((spelled[name] for name in known if name in spelled), None) for kind, known in _NAMES.items()}
     if not any(found.values()):
         raise ConfigError(

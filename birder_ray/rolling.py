@@ -15,8 +15,8 @@ KEYS = [field.name for field in KEY_FIELDS]
 _AT_ONCE = 256
 """Rows whose logits are unpacked at once: 20 MB, of 10,000 classes."""
 
-_PRODUCTS = 4_000_000
-"""Pairs of stored classes compared at once, to see which are of one taxon."""
+_STORED = 4_000_000
+"""Stored classes looked at at once, to see which are of one taxon."""
 
 
 class Rows:
@@ -39,7 +39,7 @@ class Rows:
     def of(self, predictions: pa.Table, where: pa.Table | None = None) -> pa.Table:
         """The rows of a part; `where`: a row for each, where and when it was taken."""
         width = len(predictions["top_indices"][0])
-        step = _AT_ONCE if "logits" in predictions.column_names else max(1, _PRODUCTS // width**2)
+        step = _AT_ONCE if "logits" in predictions.column_names else max(1, _STORED // width)
         if where is not None and self.checklist:
             step = min(step, self.checklist.at_once)
         return pa.concat_tables(
@@ -104,4 +104,5 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _floats(values: np.ndarray) -> pa.Array:
-    return pa.array(values.astype(np.float32), from_pandas=True)
+    # A sum of rounded probabilities may be a little more than 1, which none is
+    return pa.array(np.minimum(values, 1.0).astype(np.float32), from_pandas=True)

@@ -131,6 +131,18 @@ def test_bounds_may_come_from_parquet_and_in_any_order(tmp_path):
     assert found == ["23", ""]
 
 
+def test_a_signed_url_is_of_the_kind_that_its_path_says(monkeypatch):
+    text = "scientificName,west\ngrey heron,10\n"
+    monkeypatch.setattr("birder_ray.lineages.whole_file", lambda file: text.encode())
+    monkeypatch.setattr("birder_ray.checklist.whole_file", lambda file: text.encode())
+    url = "https://bucket.example/here.csv?X-Amz-Signature=1"
+    assert held(url, (None, 0, 11), (None, 0, 9)) == ["0", ""]
+
+
+def test_the_header_of_a_gbif_list_is_no_name(file):
+    assert read_checklist(written(file, "Ardea cinerea", header="scientificName"), CLASSES).unknown == ()
+
+
 def test_many_images_against_many_rows_are_as_one_by_one(file):
     dice = np.random.default_rng(0)
     lines, rules = [], []
@@ -169,6 +181,7 @@ def test_many_images_against_many_rows_are_as_one_by_one(file):
         ("stork,,10,,5,,", "south 10 is north of 5"),
         ("stork,,,,,02-30,03-01", "the season is 02-30 to 03-01; give MM-DD or YYYY-MM-DD"),
         ("stork,,,,,4-1,5-1", "give MM-DD"),
+        ("stork,,,,,W04-1,W05-1", "give MM-DD"),
         ("stork,,,,,04-01,2024-05-01", "the season is 04-01 to 2024-05-01"),
         ("stork,,,,,2024-05-01,2024-04-01", "begins on 2024-05-01, after it ends"),
     ],

@@ -254,9 +254,17 @@ def test_cka_knows_a_rotation_from_noise():
 def test_what_has_no_direction_or_spread_has_no_similarity():
     x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     assert linear_cka(x[:3], x[:3]) is None and linear_cka(x, np.ones((6, 2), np.float32)) is None
-    assert cosine(x, np.zeros_like(x)) is None
-    found = cosine(x, np.where(np.arange(6)[:, None] == 2, 0, -x))
+    assert cosine(np.zeros_like(x), np.zeros_like(x)) is None
+    none = np.arange(6)[:, None] == 2
+    found = cosine(np.where(none, 0, x), np.where(none, 0, -x))
     assert (found.samples, found.mean, found.min) == (5, -1.0, -1.0)
+
+
+def test_embeddings_that_lost_their_direction_are_not_left_out():
+    """Else a gate would pass where one of both holds hardly anything but zeros."""
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    found = cosine(x, np.where(np.arange(6)[:, None] == 2, x, 0))
+    assert (found.samples, found.min) == (6, 0.0) and found.mean == pytest.approx(1 / 6)
 
 
 def test_cosine_is_that_of_each_sample(a, b):
@@ -297,6 +305,12 @@ def test_an_unfinished_destination_is_compared_as_far_as_it_is(a, tmp_path):
     found = compare(a.url, part.url)
     assert found.samples.missing.count == 2 and found.predictions.flips.rate == 0.0
     assert found.notes == ("B is unfinished: compared is what it holds by now",)
+    assert violations(found, Limits()) == []
+    assert violations(found, Limits(max_flip_rate=0.0)) == [
+        f"{part.url} is unfinished, so no limit holds for all of it"
+    ]
+    same = compare(part.url, a.url)
+    assert violations(same, Limits(max_missing=0.0)) == [f"{part.url} is unfinished, so no limit holds for all of it"]
 
 
 def test_nothing_in_common(a, tmp_path):
@@ -306,6 +320,9 @@ def test_nothing_in_common(a, tmp_path):
     assert found.predictions is None is found.embeddings and found.samples.missing.rate == 1.0
     assert found.notes == ("no sample is scored in both: only the counts are compared",)
     assert any("0 in both" in line for line in lines(found))
+    assert violations(found, Limits(max_new_errors=1.0)) == [
+        "newly failing was not measured, so --max-new-errors 1 does not hold"
+    ]
 
 
 def test_a_damaged_part_is_named(a, b):
@@ -327,13 +344,13 @@ def test_the_json_is_the_same_each_time_and_tells_all(a, b):
 
 def test_limits(a, b):
     predict(b, {"a.tar/0": ("stork", 0.9), "a.tar/6": ("stork", 0.3)})
-    embed(b, lambda indices: np.stack([[1.0, 0, 0, 0] for _ in indices]), 4)  # half the length of (i, i, i, i)
+    embed(b, lambda indices: np.stack([[1.0, 0, 0, 0] for _ in indices]), 4)  # 0.5, but 0 for the two zeros of A
     found = compare(a.url, b.url)
     assert violations(found, Limits()) == []
     assert violations(found, Limits(max_flip_rate=2 / SCORED, max_share_shift=2 / SCORED, min_cosine=0.4)) == []
     assert violations(found, Limits(0.05, 0.0, 0.9, 0.9, 0.01, 0.0)) == [
         "flip rate 0.0571429 is above --max-flip-rate 0.05",
-        "mean cosine 0.5 is below --min-cosine 0.9",
+        "mean cosine 0.471429 is below --min-cosine 0.9",
         "CKA was not measured, so --min-cka 0.9 does not hold",
         "largest share shift 0.0571429 is above --max-share-shift 0.01",
     ]

@@ -130,6 +130,15 @@ def test_the_verdict_is_that_of_the_gate(found, tmp_path):
     ]
 
 
+def test_no_limit_holds_for_what_is_yet_to_be_scored(found, tmp_path):
+    build(Folder(str(tmp_path / "half")), SHARDS, finish=False)
+    half = compare(str(tmp_path / "a"), str(tmp_path / "half"))
+    assert "B changed more than" not in page(half, tmp_path).text
+    shown = page(half, tmp_path, max_flip_rate=0.5)
+    assert f"than is allowed: {half.b.url} is unfinished, so no limit holds for all of it." in shown.text
+    assert "All limits hold. They are held against what is there by now" in shown.text
+
+
 def test_identical_runs_have_a_page_that_says_so(tmp_path):
     folder = Folder(str(tmp_path / "a"))
     build(folder, SHARDS)

@@ -103,7 +103,8 @@ def dying(self, name):
 Folder.read = dying
 export({folder.url!r}, {to!r}, {str(out)!r}, {options(to, tmp_path)!r}, overwrite=True)
 """
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 9
+    here = {**os.environ, "TMPDIR": str(tmp_path)}  # what the killed one leaves there goes with the test
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False, env=here).returncode == 9
     assert out.exists() == there and (not there or contents(out) == before)
     export(folder.url, to, str(out), options(to, tmp_path), overwrite=True)
 

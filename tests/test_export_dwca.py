@@ -240,7 +240,7 @@ def test_metadata_that_will_not_do(folder, tmp_path, change, said):
     ("told", "said"),
     [
         ({"metadata": None}, "needs --metadata FILE"),
-        ({"metadata": "/nowhere.yaml"}, r"/nowhere\.yaml: cannot be read"),
+        ({"metadata": "/nowhere.yaml"}, r"/nowhere\.yaml: no such metadata file"),
         ({"taxonomy": None}, "give --taxonomy FILE .* or run birder-ray rollup first"),
         ({"person": ["owl"]}, "--person owl: no class or taxon"),
         ({"min_probability": 0.99}, "not one sample is an occurrence .*below the probability"),

@@ -82,6 +82,8 @@ def test_columns_go_by_the_names_of_darwin_core_in_any_case(tmp_path, scores):
     header = "ID,EventDate,DECIMALLATITUDE,decimalLongitude"
     file = written(tmp_path / "p.csv", "a.tar/0,2024-05-01,-10.5,-180", header=header)
     assert of_sample(scores, file, sample_column="ID")["a.tar/0"] == (day("2024-05-01"), -10.5, -180.0)
+    spaced = written(tmp_path / "s.csv", "a.tar/0,2024-05-01,1,2", header='sample," Date ",latitude,longitude')
+    assert of_sample(scores, spaced)["a.tar/0"] == (day("2024-05-01"), 1.0, 2.0)
     dates = written(tmp_path / "d.csv", "a.tar/0,2024-05-01", header="sample,date")
     assert of_sample(scores, dates)["a.tar/0"] == (day("2024-05-01"), None, None)
 
@@ -150,6 +152,38 @@ def test_a_file_that_is_none_is_told(tmp_path, scores):
             (tmp_path / name).write_bytes(data)
         with pytest.raises(ConfigError, match=f"^{tmp_path}/{name}: [^\n]*$"), photos(scores, str(tmp_path / name)):
             pass
+
+
+def test_quotes_are_quotes_wherever_they_come_first(tmp_path, scores):
+    """Also beyond the lines by which DuckDB guesses what a file is like."""
+    many = [f"elsewhere/{at},2024-05-01,," for at in range(30_000)]
+    file = written(tmp_path / "p.csv", *many, '"a.tar/0",2024-05-02,,', 'a.tar/1,"2024-05-03","1","2"', '"x,""y""",,,')
+    found = of_sample(scores, file)
+    assert found["a.tar/0"] == (day("2024-05-02"), None, None) and found["a.tar/1"] == (day("2024-05-03"), 1.0, 2.0)
+
+
+def test_apostrophes_and_hashes_are_part_of_a_name(tmp_path):
+    build(Folder(str(tmp_path / "odd")), {"'a.tar": 2, "#b.tar": 2})
+    file = written(tmp_path / "p.csv", "'a.tar/0,2024-05-01", "'a.tar/1',2024-05-02", "#b.tar/0,2024-05-03", "#b.tar/1",
+                   header="sample,date")  # fmt: skip
+    with pytest.raises(ConfigError, match="has no column sample, but sample,date"):
+        of_sample(Scores(str(tmp_path / "odd")), file)  # a line that is too short is told, not taken for a comment
+    file = written(tmp_path / "p.csv", *(f"{name},2024-05-01" for name in ("'a.tar/0", "'a.tar/1", "#b.tar/0")),
+                   header="sample,date")  # fmt: skip
+    found = of_sample(Scores(str(tmp_path / "odd")), file)
+    assert {name for name, values in found.items() if values[0]} == {"#b.tar/0", "'a.tar/0", "'a.tar/1"}
+
+
+def test_the_folder_for_temporary_files_is_no_column(tmp_path, scores, monkeypatch):
+    scratch = tmp_path / "sample=7" / "date=2024-05-01" / "it's [a] *"
+    scratch.mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    pq.write_table(pa.table({"sample": ["a.tar/0"], "latitude": [1.0], "longitude": [2.0]}), tmp_path / "p.parquet")
+    for file in (
+        written(tmp_path / "p.csv", "a.tar/0,1,2", header="sample,latitude,longitude"),
+        str(tmp_path / "p.parquet"),
+    ):
+        assert of_sample(scores, file)["a.tar/0"] == (None, 1.0, 2.0)
 
 
 def test_batches_that_cut_units_are_put_together_again(tmp_path, scores, monkeypatch):

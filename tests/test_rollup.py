@@ -1,14 +1,18 @@
 """Predictions rolled up a taxonomy: sums over children, against sums made one by one; and what files say of classes."""
 
 import json
+import tracemalloc
 from collections import defaultdict
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from birder_ray.bounds import ALWAYS, ANYWHERE
+from birder_ray.checklist import Checklist
 from birder_ray.classes import RANKS, classes_table
 from birder_ray.commit import Ledger
 from birder_ray.errors import ConfigError
@@ -245,13 +249,55 @@ def test_many_stored_classes_take_no_more_memory(random):
     )
     whole = table.of(predictions)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("birder_ray.rolling._PRODUCTS", 7 * 60**2)
+        patch.setattr("birder_ray.rolling._STORED", 7 * 60)
         assert table.of(predictions).equals(whole)
 
 
 def test_an_unfinished_run_is_told(tmp_path, taxonomy):
     build(Folder(str(tmp_path / "half")), SHARDS, finish=False)
     assert not rollup(str(tmp_path / "half"), taxonomy=taxonomy).finished
+
+
+def test_as_many_stored_classes_as_there_are_take_no_more_than_they_are():
+    taxonomy = Taxonomy(pa.table({"genus": [f"g{n // 3}" for n in range(3000)]}))
+    indices = np.stack([np.random.default_rng(n).permutation(3000) for n in range(4)])
+    tracemalloc.start()
+    (genus,) = taxonomy.of_some(indices, np.full(indices.shape, 1 / 3000, np.float32))
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000  # the pairs of classes are 36,000,000
+    tracemalloc.stop()
+    assert genus.probabilities == pytest.approx([1 / 1000] * 4) and genus.taxa[0] == indices[0, 0] // 3
+
+
+def test_no_probability_is_more_than_1(random):
+    top = np.array([[0.6, 0.4000001], [0.7, 0.2]], np.float32)  # as a softmax may round
+    assert top[0].sum(dtype=np.float64) > 1
+    keys = {"sample": ["a", "b"], "shard": ["s"] * 2, "index": [0, 1]}
+    predictions = pa.table(keys | {"top_indices": [[0, 1], [1, 0]], "top_probabilities": top.tolist()})
+    every = Checklist(
+        False, np.ones(2, bool), (), np.array([ANYWHERE]), np.array([ALWAYS]), np.array([[0, 0, 0], [1, 0, 0]])
+    )
+    taxonomy = Taxonomy(pa.table({"genus": ["g", "g"], "species": ["g a", "g b"]}))
+    made = Rows(taxonomy, ["a", "b"], 0.65, None, every).of(predictions)
+    for name in ("genus_probability", "rollup_probability", "checklist_mass"):
+        assert max(made[name].to_pylist()) == 1.0
+    assert made["genus_probability"][1].as_py() == pytest.approx(0.9)
+
+
+def test_a_taxonomy_without_any_taxon_is_told(folder, tmp_path):
+    file = tmp_path / "empty.csv"
+    file.write_text("class_name,family,species\nheron,,\nstork,, \nibis,,\nowl,Strigidae,\n")
+    with pytest.raises(ConfigError, match=r"empty\.csv: has no taxon of any class: fill in family, species"):
+        rollup(folder.url, taxonomy=str(file))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_spaces_make_no_other_taxon_and_no_taxon_of_nothing(folder, tmp_path, kind):
+    cells = {"class_name": ["heron", "stork", "ibis"], "family": ["Ardeidae", " Ardeidae ", " "]}
+    file = str(tmp_path / f"spaced.{kind}")
+    (pa.csv.write_csv if kind == "csv" else pq.write_table)(pa.table(cells | {"species": ["", "x y", ""]}), file)
+    assert rollup(folder.url, taxonomy=file).without_taxon == 1
+    assert {row["family"] for row in rows(folder)} == {"Ardeidae"}
+    assert rows(folder)[0]["family_probability"] == pytest.approx(0.56)
 
 
 def test_common_names(folder, taxonomy, tmp_path):

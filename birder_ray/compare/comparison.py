@@ -176,7 +176,8 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Cosine similarity of a sample's two embeddings; those of length 0, which have no direction, are left out."""
+    """Cosine similarity of a sample's two embeddings: 0 where one has length 0, and so no direction. Samples where both
+    have are left out."""
 
     samples: int
     mean: float

@@ -1,6 +1,6 @@
 """Limits to a change, what exceeds them, and a comparison in words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from birder_ray.compare.comparison import Comparison, Rate
@@ -52,15 +52,16 @@ class Check:
 
 def checks(comparison: Comparison, limits: Limits) -> list[Check]:
     """The limits that are given, held against the comparison."""
-    predictions, embeddings = comparison.predictions, comparison.embeddings
+    samples, predictions, embeddings = comparison.samples, comparison.predictions, comparison.embeddings
     cosine = embeddings.cosine if embeddings else None
+    tried = samples.both + samples.newly_failing.count  # by B, of what A scored: what it never saw cannot fail
     measured = {
         "max_flip_rate": ("flip rate", predictions.flips.rate if predictions else None),
-        "max_new_errors": ("newly failing", comparison.samples.newly_failing.rate),
+        "max_new_errors": ("newly failing", samples.newly_failing.rate if tried else None),
         "min_cosine": ("mean cosine", cosine.mean if cosine else None),
         "min_cka": ("CKA", embeddings.cka if embeddings else None),
         "max_share_shift": ("largest share shift", predictions.largest_shift if predictions else None),
-        "max_missing": ("missing samples", comparison.samples.missing.rate),
+        "max_missing": ("missing samples", samples.missing.rate),
     }
     return [
         Check(f"--{field.name.replace('_', '-')}", name, limit, value, field.name.startswith("min_"))
@@ -70,9 +71,17 @@ def checks(comparison: Comparison, limits: Limits) -> list[Check]:
     ]
 
 
+def broken(comparison: Comparison, checked: Sequence[Check]) -> list[str]:
+    """One line for each of these limits that does not hold and, where there are any, for each destination that is
+    unfinished: nobody knows of what it lacks."""
+    over = [each.said for each in checked if not each.holds]
+    sides = (comparison.a, comparison.b) if checked else ()
+    return over + [f"{side.url} is unfinished, so no limit holds for all of it" for side in sides if not side.finished]
+
+
 def violations(comparison: Comparison, limits: Limits) -> list[str]:
-    """One line for each limit that does not hold."""
-    return [each.said for each in checks(comparison, limits) if not each.holds]
+    """What `broken` says of the limits that are given."""
+    return broken(comparison, checks(comparison, limits))
 
 
 def lines(comparison: Comparison) -> list[str]:

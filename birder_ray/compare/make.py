@@ -196,5 +196,5 @@ def _notes(
         yield (
             f"embeddings have {embeddings.size_a:,} values in A and {embeddings.size_b:,} in B: no cosine, only CKA"
             if embeddings.size_a != embeddings.size_b
-            else "the embeddings have length 0 in one of both: no cosine"
+            else "the embeddings have length 0 in both: no cosine"
         )

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 
 from birder_ray.compare import findings
 from birder_ray.compare.comparison import Comparison, Side
-from birder_ray.compare.gate import Check, told
+from birder_ray.compare.gate import Check, broken, told
 from birder_ray.page import Section, details, number, paragraph, plural, table, text, tiles
 
 
 def note(found: Comparison, checked: Sequence[Check]) -> str:
     """What has to be known before anything else. HTML."""
-    broken = [each for each in checked if not each.holds]
+    over = broken(found, checked)
     said = []
-    if broken:
-        why = text("; ".join(each.said for each in broken))
+    if over:
+        why = text("; ".join(over))
         said.append(f"<strong>B changed more than is allowed:</strong> {why}.")
     said += [text(f"{each[0].upper()}{each[1:]}.") for each in found.notes]
     return "".join(f'<p class="note" role="note">{each}</p>\n' for each in said)
@@ -27,7 +27,7 @@ def sections(found: Comparison, checked: Sequence[Check]) -> list[Section]:
     without = paragraph("Not compared: the notes above say why.")
     return [
         Section("overview", "Overview", _overview(found, checked)),
-        Section("gate", "Limits", _gate(checked)),
+        Section("gate", "Limits", _gate(found, checked)),
         Section("runs", "The two runs", _runs(found.a, found.b)),
         Section("samples", "Samples", _samples(found)),
         Section("failing", "Newly failing", _failing(found)),
@@ -54,7 +54,7 @@ def _overview(found: Comparison, checked: Sequence[Check]) -> str:
     return tiles(facts)
 
 
-def _gate(checked: Sequence[Check]) -> str:
+def _gate(found: Comparison, checked: Sequence[Check]) -> str:
     if not checked:
         return paragraph("No limits were given, e.g. <code>--max-flip-rate 0.01</code>.")
     rows = [
@@ -67,8 +67,10 @@ def _gate(checked: Sequence[Check]) -> str:
         )
         for each in checked
     ]
-    broken = sum(not each.holds for each in checked)
-    said = f"{plural(broken, 'limit does', 'limits do')} not hold." if broken else "All limits hold."
+    over = sum(not each.holds for each in checked)
+    said = f"{plural(over, 'limit does', 'limits do')} not hold." if over else "All limits hold."
+    if not (found.a.finished and found.b.finished):
+        said += " They are held against what is there by now, of a destination that is unfinished."
     return paragraph(said) + table("Limits", ("option", "verdict", "measured", "limit", "of"), rows)
 
 

@@ -47,11 +47,12 @@ def _vectors(scores: Scores, chosen: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> Cosine | None:
-    """Cosine similarities of the rows of `a` and `b`, both (n, size); None where no row has a direction in both."""
+    """Cosine similarities of the rows of `a` and `b`, both (n, size). A row that is zero in one of both is similar by
+    0: to leave it out would hide that it has lost its direction. None where all rows are zero in both."""
     values = np.concatenate(
         [_dot(x, y) / np.sqrt(np.maximum(_dot(x, x) * _dot(y, y), np.finfo(float).tiny)) for x, y in _blocks(a, b)]
     )
-    values = np.clip(values[a.any(axis=1) & b.any(axis=1)], -1.0, 1.0)
+    values = np.clip(values[a.any(axis=1) | b.any(axis=1)], -1.0, 1.0)
     if not len(values):
         return None
     quantiles = {str(q): float(np.quantile(values, q)) for q in _QUANTILES}

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from birder_ray.errors import ConfigError
-from birder_ray.storage import open_binary, redact
+from birder_ray.fields import read_mapping
+from birder_ray.storage import redact
 
 LICENCES = {
     "CC0-1.0": ("Creative Commons Zero v1.0 Universal", "http://creativecommons.org/publicdomain/zero/1.0/legalcode"),
@@ -55,20 +54,10 @@ class Metadata:
 def read_metadata(file: str) -> Metadata:
     """The metadata in `file`. Raises ConfigError, which names what is wrong, where it is not what GBIF demands."""
     where = redact(file)
-    try:
-        with open_binary(file) as opened:
-            told = yaml.safe_load(opened)
-    except ConfigError:
-        raise
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{where}: not a YAML file: {error}") from None
-    except Exception as error:  # every filesystem has exceptions of its own
-        raise ConfigError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(told, dict):
-        raise ConfigError(f"{where}: is no mapping: give {', '.join(_REQUIRED)}")
+    told = read_mapping(file, "metadata file", ", ".join(_REQUIRED))
     if lacking := [name for name in _REQUIRED if not told.get(name)]:
         raise ConfigError(f"{where}: GBIF demands {', '.join(lacking)} too; docs/export.md has an example")
-    if unknown := sorted(map(str, set(told) - _KEYS)):
+    if unknown := sorted(set(told) - _KEYS):
         raise ConfigError(f"{where}: {', '.join(unknown)}: not known; it may have {', '.join(sorted(_KEYS))}")
     for name in ("title", "description", "publisher", "language", "id"):
         if name in told and not isinstance(told[name], str):
