@@ -16,7 +16,8 @@ from dwca.read import DwCAReader
 
 from birder_ray.errors import ConfigError
 from birder_ray.export import Options, export
-from birder_ray.export.archive import DC, DWC
+from birder_ray.export.archive import DC, DWC, constants
+from birder_ray.export.metadata import Metadata
 from birder_ray.export.taxa import ABOVE, of_rollup
 from birder_ray.rollup import rollup
 from tests.exported import BAD, HOSTILE, METADATA, SCORED, SPECIES, expected, made, name_of, renamed
@@ -250,6 +251,14 @@ def test_metadata_that_will_not_do(folder, tmp_path, change, said):
 def test_what_lacks_is_named(folder, tmp_path, told, said):
     with pytest.raises(ConfigError, match=said):
         archive(folder, tmp_path, **told)
+
+
+def test_a_signed_metadata_file_is_named_without_its_signature():
+    url = "https://bucket.example/m.yaml?X-Amz-Signature=secret"
+    told = Metadata("t", "d", [{"surname": "s"}], "CC0-1.0", [{"surname": "s"}], occurrence={"colour": "red"})
+    with pytest.raises(ConfigError, match=r"m\.yaml.*: occurrence: colour: not known") as raised:
+        constants(told, url)
+    assert "secret" not in str(raised.value)
 
 
 def swapped(name: str, old: str, new: str) -> Callable[[dict[str, str]], None]:

@@ -12,6 +12,7 @@ from birder_ray.export.eml import document
 from birder_ray.export.metadata import LICENCES, Metadata
 from birder_ray.export.taxa import ABOVE
 from birder_ray.export.text import header
+from birder_ray.storage import redact
 
 DWC, DC = "http://rs.tdwg.org/dwc/terms/", "http://purl.org/dc/terms/"
 _TEXT = "http://rs.tdwg.org/dwc/text/"
@@ -87,7 +88,7 @@ def constants(told: Metadata, file: str) -> tuple[dict[str, str], dict[str, str]
     for what, values, known in (("occurrence", told.occurrence, _TOLD), ("media", told.media, _TOLD_OF_MEDIA)):
         if unknown := sorted(set(values or {}) - set(known)):
             raise ConfigError(
-                f"{file}: {what}: {', '.join(unknown)}: not known; it may have {', '.join(sorted(known))}"
+                f"{redact(file)}: {what}: {', '.join(unknown)}: not known; it may have {', '.join(sorted(known))}"
             )
         found.append({f"{known[name]}{name}": value for name, value in (values or {}).items()})
     found[0].setdefault(f"{DC}license", LICENCES[told.licence][1])
