@@ -8,11 +8,21 @@ from birder_ray.errors import ConfigError
 from birder_ray.storage import open_binary, redact
 
 
-def read_mapping(path: str, what: str, keys: str) -> dict[str, Any]:
+class Texts(yaml.SafeLoader):
+    """Every value as it is written: NO is Norway and no `false`, and 0123 has its 0."""
+
+
+Texts.yaml_implicit_resolvers = {
+    first: [each for each in found if each[0] == "tag:yaml.org,2002:null"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_mapping(path: str, what: str, keys: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
     """The mapping in a YAML (or JSON) file.
 
     Args:
-        what: what the file is called, and `keys`: what it has to give, where an error is told.
+        what: what the file is called, and `keys`: what it has to give, where an error is told. loader: of PyYAML.
 
     Raises:
         ConfigError: no such file, not to be read, no YAML, or no mapping.
@@ -20,7 +30,7 @@ def read_mapping(path: str, what: str, keys: str) -> dict[str, Any]:
     shown = redact(path)
     try:
         with open_binary(path) as file:
-            fields = yaml.safe_load(file)
+            fields = yaml.load(file, loader)
     except FileNotFoundError:
         raise ConfigError(f"{shown}: no such {what}") from None
     except ConfigError:

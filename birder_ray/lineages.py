@@ -51,9 +51,17 @@ def lineages(classes: pa.Table, file: str | None) -> pa.Table:
         raise ConfigError(f"{redact(file)}: has none of the classes, which are called as {own[0]}")
     columns = {name: classes[name] for name in ("class_index", "class_name")}
     taxa = {rank: told[rank].take(order) for rank in ranks}
+    if "genus" in taxa and "species" in taxa:
+        taxa["species"] = _whole(taxa["genus"], taxa["species"])
     if all(cells.null_count == len(own) for cells in taxa.values()):
         raise ConfigError(f"{redact(file)}: has no taxon of any class: fill in {', '.join(ranks)}")
     return pa.table(columns | taxa)
+
+
+def _whole(genus: pa.ChunkedArray, species: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Species with their genus: some taxonomies have the second half of the name alone."""
+    half = pc.and_(pc.match_substring_regex(species, r"^[a-z-]+$"), pc.is_valid(genus))
+    return pc.if_else(pc.fill_null(half, False), pc.binary_join_element_wise(genus, species, " "), species)
 
 
 def common_names(file: str, classes: int) -> np.ndarray:

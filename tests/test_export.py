@@ -133,6 +133,63 @@ def test_nothing_is_written_among_the_tables(folder, tmp_path, place):
     assert contents(Path(folder.path)) == before
 
 
+def test_the_folder_of_the_tables_is_not_replaced(folder, tmp_path):
+    (tmp_path / "README.md").write_text("made with birder-ray")
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="a folder above the destination"):
+        export(folder.url, "huggingface", str(tmp_path), overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_replaced_stays(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    export(folder.url, "huggingface", str(out))
+    before, rename = contents(out), os.rename
+
+    def failing(old, new):
+        if str(new) == str(out) and str(old).endswith(".tmp"):
+            raise OSError("disk gone")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(ConfigError, match="not written: disk gone"):
+        export(folder.url, "huggingface", str(out), overwrite=True)
+    assert contents(out) == before and not [each for each in os.listdir(tmp_path) if each.startswith(".out")]
+
+
+def test_an_export_on_an_object_store_is_begun_again(folder, tmp_path):
+    """What fails before the first file leaves the old one as it is; what fails later is marked, and done again."""
+    place = f"memory://again-{tmp_path.name}/out"
+    there, fs = Folder(place), fsspec.filesystem("memory")
+    export(folder.url, "huggingface", place, options("huggingface", tmp_path))
+    there.write("data/old.parquet", b"of a unit that is gone")
+    old = {name: fs.cat_file(name) for name in fs.find(there.path)}
+    with pytest.raises(ConfigError, match="no such metadata file"):
+        export(folder.url, "huggingface", place, Options(metadata="/nowhere.yaml"), overwrite=True)
+    assert {name: fs.cat_file(name) for name in fs.find(there.path)} == old
+
+    unit = sorted(Ledger(folder).units())[-1]
+    part = folder.read(f"predictions/{unit}.parquet")
+    folder.write(f"predictions/{unit}.parquet", b"PAR1")
+    with pytest.raises(ConfigError, match="missing, or not what was committed"):
+        export(folder.url, "huggingface", place, overwrite=True)
+    assert there.exists("_unfinished") and not there.exists("README.md")
+    folder.write(f"predictions/{unit}.parquet", part)
+    export(folder.url, "huggingface", place)
+    export(folder.url, "huggingface", str(tmp_path / "local"))
+    found = {
+        name.removeprefix(f"{there.path}/"): hashlib.sha256(fs.cat_file(name)).hexdigest()
+        for name in fs.find(there.path)
+    }
+    assert found == contents(tmp_path / "local")
+
+
+def test_nothing_is_no_data_set(tmp_path):
+    build(Folder(str(tmp_path / "scores")), {}, finish=False)
+    with pytest.raises(ConfigError, match="nothing is committed yet"):
+        export(str(tmp_path / "scores"), "huggingface", str(tmp_path / "out"))
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_an_object_store_gets_it_too(folder, tmp_path, to):
     place = f"memory://exports-{tmp_path.name}"
@@ -158,7 +215,7 @@ def test_a_place_without_a_name_is_refused(folder, out):
 
 def test_a_place_that_cannot_be_written(folder, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="file"):
+    with pytest.raises(ConfigError, match="is a file, not a folder"):
         export(folder.url, "csv", str(tmp_path / "file" / "out.csv"))
 
 
@@ -177,6 +234,12 @@ def test_options_of_other_formats_are_not_ignored(folder, tmp_path, to, told, fl
         export(folder.url, to, str(tmp_path / "out"), told)
 
 
+@pytest.mark.parametrize("told", [Options(sample_column="id"), Options(memory="2GB")])
+def test_what_is_said_of_photos_is_not_ignored(folder, tmp_path, told):
+    with pytest.raises(ConfigError, match="says nothing without --photos"):
+        export(folder.url, "csv", str(tmp_path / "out"), told)
+
+
 def test_csv_has_every_scored_sample(folder, tmp_path):
     told = Options(taxonomy=str(tmp_path / "taxa.csv"), photos=str(tmp_path / "photos.csv"))
     done = export(folder.url, "csv", str(tmp_path / "out.csv"), told)
@@ -188,7 +251,7 @@ def test_csv_has_every_scored_sample(folder, tmp_path):
         assert (row["shard"], row["index"], row["prediction"]) == (sample.split("/")[0], str(index), first)
         assert row["top_1_class"] == first and float(row["top_1_probability"]) == pytest.approx(0.5 + index % 40 / 100)
         assert {row[f"top_{place}_class"] for place in (1, 2, 3)} == {"heron", "stork", "ibis"}
-        assert row["species"] == {"heron": "Ardea cinerea", "stork": "ciconia", "ibis": ""}[first]
+        assert row["species"] == {"heron": "Ardea cinerea", "stork": "Ciconia ciconia", "ibis": ""}[first]
         assert row["label"] == "" and row["class"] == "Aves"
         dated = sample.startswith("a.tar")
         assert row["date"] == (f"2025-05-{index + 1:02d}" if dated else "2025-06-01" if index == 0 else "")
@@ -217,8 +280,8 @@ def test_formulas_are_escaped_where_that_is_asked_for(folder, tmp_path):
 
 
 def test_csv_may_be_compressed(folder, tmp_path):
-    for name in ("out.csv", "out.csv.gz"):
-        export(folder.url, "csv", str(tmp_path / name))
+    for name in ("out.csv", "out.csv.gz/"):
+        export(folder.url, "csv", f"{tmp_path}/{name}")
     packed = (tmp_path / "out.csv.gz").read_bytes()
     assert gzip.decompress(packed) == (tmp_path / "out.csv").read_bytes()
     assert packed[3:8] == bytes(5)  # no name in it, and no time
@@ -231,14 +294,14 @@ def test_csv_has_what_was_rolled_up(folder, tmp_path):
     found = {row["rollup_rank"] for row in rows}
     assert found == {"", "species", "class"}
     for row in rows:
-        assert row["rollup_rank"] != "species" or row["rollup_taxon"] in ("Ardea cinerea", "ciconia")
+        assert row["rollup_rank"] != "species" or row["rollup_taxon"] in ("Ardea cinerea", "Ciconia ciconia")
         assert (row["rollup_probability"] == "") == (row["rollup_rank"] == "")
     export(folder.url, "csv", str(tmp_path / "without.csv"), Options(rollup=False))
     assert "rollup_rank" not in read(tmp_path / "without.csv")[0]
 
 
 @pytest.mark.parametrize("to", ["csv", "dwca", "huggingface"])
-@pytest.mark.parametrize("fault", ["stale", "lacking", "damaged", "of another recipe", "damaged about"])
+@pytest.mark.parametrize("fault", ["stale", "lacking", "damaged", "of another recipe", "damaged about", "no about"])
 def test_a_rollup_that_does_not_fit_is_not_used(folder, tmp_path, to, fault):
     rollup(folder.url, taxonomy=str(tmp_path / "taxa.csv"))
     unit = sorted(Ledger(folder).units())[1]
@@ -246,6 +309,8 @@ def test_a_rollup_that_does_not_fit_is_not_used(folder, tmp_path, to, fault):
         rewrite(folder, "predictions", unit, lambda table: table.slice(0, table.num_rows - 1))
     elif fault == "lacking":
         folder.delete(f"rollup/{unit}.parquet")
+    elif fault == "no about":
+        folder.delete("rollup/_about.json")
     elif fault == "damaged":
         folder.write(f"rollup/{unit}.parquet", b"PAR1")
     elif fault == "of another recipe":

@@ -213,6 +213,15 @@ def test_the_metadata_are_in_it(folder, tmp_path):
     assert dataset["creator"][0]["individualName"] == [{"givenName": "Ada", "surName": "Byron"}]
 
 
+def test_what_metadata_say_is_taken_as_it_is_written(folder, tmp_path):
+    """YAML would have Norway for `false`, and an octal number."""
+    more = 'occurrence: {countryCode: NO, institutionCode: 0123, locality: "bell\\a", samplingEffort: 1.50}\n'
+    (tmp_path / "metadata.yaml").write_text(f'{METADATA}{more}published: 2025-12-31\nid: "b\\a"\n')
+    row = check(archive(folder, tmp_path))[0]
+    told = [row[term] for term in ("countryCode", "institutionCode", "locality", "samplingEffort")]
+    assert told == ["NO", "0123", "bell\\x07", "1.50"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -227,7 +236,11 @@ def test_the_metadata_are_in_it(folder, tmp_path):
         ({"occurrence": {"eventDate": "2025"}}, "occurrence: eventDate: not known; it may have .*countryCode"),
         ({"media": {"identifier": "x"}}, "media: identifier: not known"),
         ({"occurrence": ["RO"]}, "occurrence is a mapping"),
-        ({"description": 7}, "description is to be a text"),
+        ({"description": ["7"]}, "description is to be a text"),
+        ({"licence": ["CC-BY-4.0"]}, "licence is to be a text"),
+        ({"title": " "}, "GBIF demands title"),
+        ({"creators": [{"surname": ""}]}, "creators: each has"),
+        ({"occurrence": {"country": None}}, "occurrence is a mapping of terms to texts"),
     ],
 )
 def test_metadata_that_will_not_do(folder, tmp_path, change, said):

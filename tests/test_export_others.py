@@ -60,7 +60,7 @@ def test_megadetector_has_scored_and_quarantined_samples(folder, tmp_path):
     described = found["classification_category_descriptions"]
     assert list(described.values()) == [
         "0;aves;;ardeidae;ardea;cinerea;ardea cinerea",
-        "1;aves;;ciconiidae;ciconia;ciconia;ciconia",
+        "1;aves;;ciconiidae;ciconia;ciconia;ciconia ciconia",
         "2;aves;;;;;ibis",
     ]
 
@@ -71,6 +71,17 @@ def test_megadetector_knows_blanks_and_people(folder, tmp_path):
     for image, (_, index) in zip(found["images"], expected(), strict=False):
         kinds = [found["detection_categories"][each["category"]] for each in image["detections"]]
         assert kinds == {"heron": [], "stork": ["person"], "ibis": ["vehicle"]}[name_of(index)]
+
+
+def test_classes_of_one_name_and_tautonyms_are_told_apart(folder, tmp_path):
+    folder.write("classes.parquet", encode(classes_table(["fox (2)", "fox", "fox"]), {}))
+    found = megadetector(folder, tmp_path)
+    assert list(found["classification_categories"].values()) == ["fox (2)", "fox", "fox (2) (2)"]
+    folder.write("classes.parquet", encode(classes_table(["heron", "stork", "ibis"]), {}))
+    (tmp_path / "low.csv").write_text("class_name,genus,species\nheron,vulpes,vulpes\nstork,meles,meles meles\n")
+    found = megadetector(folder, tmp_path, taxonomy=str(tmp_path / "low.csv"))
+    described = found["classification_category_descriptions"]
+    assert [described["0"], described["1"]] == ["0;;;;vulpes;vulpes;vulpes vulpes", "1;;;;meles;meles;meles meles"]
 
 
 def test_the_check_finds_faults(folder, tmp_path):

@@ -300,6 +300,14 @@ def test_spaces_make_no_other_taxon_and_no_taxon_of_nothing(folder, tmp_path, ki
     assert rows(folder)[0]["family_probability"] == pytest.approx(0.56)
 
 
+def test_a_species_gets_its_genus(folder, tmp_path):
+    file = tmp_path / "halves.csv"
+    file.write_text("class_name,genus,species\nheron,Ardea,cinerea\nstork,Ciconia,Ciconia ciconia\nibis,,ruber\n")
+    rollup(folder.url, taxonomy=str(file))
+    assert {row["species"] for row in rows(folder)} <= {"Ardea cinerea", "Ciconia ciconia", "ruber"}
+    assert "Ardea cinerea" in {row["species"] for row in rows(folder)}
+
+
 def test_common_names(folder, taxonomy, tmp_path):
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"0": "Grey heron"}))

@@ -20,11 +20,12 @@ def eml(told: Metadata, identifier: str, published: str, how: str) -> bytes:
     """
     ET.register_namespace("eml", EML)
     ET.register_namespace("xsi", _XSI)
-    about = {"packageId": told.id or identifier, "system": "http://gbif.org", "scope": "system"}
-    about |= {f"{{{_XML}}}lang": told.language, f"{{{_XSI}}}schemaLocation": f"{EML} {PROFILE}"}
+    about = {"packageId": printable(told.id or identifier), "system": "http://gbif.org", "scope": "system"}
+    language = printable(told.language)
+    about |= {f"{{{_XML}}}lang": language, f"{{{_XSI}}}schemaLocation": f"{EML} {PROFILE}"}
     root = ET.Element(f"{{{EML}}}eml", about)
     dataset = ET.SubElement(root, "dataset")
-    _put(dataset, "title", told.title).set(f"{{{_XML}}}lang", told.language)
+    _put(dataset, "title", told.title).set(f"{{{_XML}}}lang", language)
     for person in told.creators:
         _person(dataset, "creator", person)
     for person in told.contacts:

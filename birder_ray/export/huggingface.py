@@ -11,12 +11,11 @@ from birder_ray.commit import CLASSES, Ledger
 from birder_ray.errors import ConfigError
 from birder_ray.export.metadata import Metadata, read_metadata
 from birder_ray.export.rows import Made, Rows
-from birder_ray.export.target import MARK
-from birder_ray.folder import Folder
+from birder_ray.export.target import MARK, Filling
 from birder_ray.manifest import MANIFEST
 from birder_ray.parts import part_name
 from birder_ray.record import Record
-from birder_ray.schema import ERRORS, PREDICTIONS, ROLLUP, predictions_schema
+from birder_ray.schema import ERRORS, PREDICTIONS, ROLLUP, ROLLUP_ABOUT, predictions_schema
 from birder_ray.source.fetch import prefetch
 
 CARD = "README.md"
@@ -26,10 +25,16 @@ _MOST_NAMES = 1000
 _SIDE_BY_SIDE = 4
 
 
-def write(rows: Rows, folder: Folder) -> Made:
-    """Copy every part, byte for byte, and write the card last."""
+def ready(rows: Rows) -> Metadata | None:
+    """What is told of the data set, if anything. Raises ConfigError where that, or nothing scored, forbids it."""
+    if not rows.scores.units:
+        raise ConfigError(f"{rows.scores.where}: nothing is committed yet")
+    return read_metadata(rows.told.metadata) if rows.told.metadata else None
+
+
+def write(rows: Rows, filling: Filling, told: Metadata | None) -> Made:
+    """Copy every part, byte for byte, and make the card."""
     scores = rows.scores
-    told = read_metadata(rows.told.metadata) if rows.told.metadata else None
     files: dict[str, int] = {}
     samples: dict[str, int] = {}
     ledger = Ledger(scores.folder)
@@ -48,7 +53,7 @@ def write(rows: Rows, folder: Folder) -> Made:
                 raise ConfigError(
                     f"{scores.where}/{name}: missing, or not what was committed; birder-ray verify lists all damage"
                 )
-            folder.write(f"data/{name}", data)
+            filling.write(f"data/{name}", data)
         return record
 
     for record in prefetch(copied, scores.units, _SIDE_BY_SIDE):
@@ -58,11 +63,13 @@ def write(rows: Rows, folder: Folder) -> Made:
     if rows.rolled_up:
         for unit in rows.units(["sample"]):
             name = part_name(ROLLUP, unit.record.unit)
-            folder.write(f"data/{name}", scores.folder.read(name))
+            filling.write(f"data/{name}", scores.folder.read(name))
             files[ROLLUP] = files.get(ROLLUP, 0) + 1
-    for name in (CLASSES, MANIFEST):
-        folder.write(f"data/{name}", scores.folder.read(name))
-    folder.write(CARD, _card(rows, told, list(files), samples).encode())
+    for name in (CLASSES, MANIFEST, *([ROLLUP_ABOUT] if rows.rolled_up else [])):
+        filling.write(f"data/{name}", scores.folder.read(name))
+    if PREDICTIONS not in files:
+        raise ConfigError(f"{scores.where}: no sample is scored")
+    filling.card = _card(rows, told, list(files), samples).encode()
     counts = {"samples": samples.get(PREDICTIONS, 0), "parts": sum(files.values())}
     notes = (
         [] if told else ["the card names no licence: give --metadata FILE, or write it there, before it is published"]

@@ -15,7 +15,8 @@ from birder_ray.photos import photos
 from birder_ray.scores import Scores
 from birder_ray.storage import redact
 
-_PHOTOS = ("photos", "sample_column", "memory")
+_OF_PHOTOS = ("sample_column", "memory")
+_PHOTOS = ("photos", *_OF_PHOTOS)
 _TAKES: Mapping[str, tuple[str, ...]] = {
     "csv": ("taxonomy", "rollup", *_PHOTOS, "escape_formulas"),
     "dwca": (
@@ -75,14 +76,17 @@ def export(
         rows = Rows(scores, told, dated)
         place = (output, dict(output_options or {}), overwrite)
         if to == "huggingface":
-            with whole_folder(*place, huggingface.CARD) as folder:
-                made = huggingface.write(rows, folder)
+            about = huggingface.ready(rows)
+            with whole_folder(*place, huggingface.CARD) as filled:
+                made = huggingface.write(rows, filled, about)
         else:
             with whole_file(*place) as path:
                 if to == "dwca":
                     made = dwca.write(rows, path)
                 else:
-                    made = {"csv": csv, "megadetector": megadetector, "coco": coco}[to].write(rows, path, output)
+                    made = {"csv": csv, "megadetector": megadetector, "coco": coco}[to].write(
+                        rows, path, output.rstrip("/")
+                    )
     return Exported(to, redact(output), scores.finished, made)
 
 
@@ -99,10 +103,11 @@ def lines(done: Exported) -> Iterator[str]:
 
 
 def _apart(scores: Folder, output: Folder) -> None:
-    """Raises ConfigError where an export would be written among the tables."""
-    place, tables = (os.path.realpath(each.path) if each.local else each.path for each in (output, scores))
-    if scores.fs.protocol == output.fs.protocol and f"{place}/".startswith(f"{tables}/"):
-        raise ConfigError(f"--output {redact(output.url)}: is inside the destination; choose a place outside")
+    """Raises ConfigError where an export would be written among the tables, or in place of the folder they are in."""
+    place, tables = (f"{os.path.realpath(each.path) if each.local else each.path}/" for each in (output, scores))
+    if scores.fs.protocol == output.fs.protocol and (place.startswith(tables) or tables.startswith(place)):
+        which = "inside" if place.startswith(tables) else "a folder above"
+        raise ConfigError(f"--output {redact(output.url)}: is {which} the destination; choose a place outside")
 
 
 def _check(to: str, told: Options) -> None:
@@ -115,5 +120,7 @@ def _check(to: str, told: Options) -> None:
             flag = "no-rollup" if field.name == "rollup" else field.name.replace("_", "-")
             formats = ", ".join(name for name, takes in _TAKES.items() if field.name in takes)
             raise ConfigError(f"--{flag} says nothing to --to {to}, but to {formats}; leave it out")
+    if told.photos is None and (alone := [name for name in _OF_PHOTOS if given[name] != getattr(Options, name)]):
+        raise ConfigError(f"--{alone[0].replace('_', '-')} says nothing without --photos FILE; leave it out")
     if not 0 <= told.min_probability <= 1:
         raise ConfigError(f"--min-probability {told.min_probability:g}: give a probability, 0 to 1")

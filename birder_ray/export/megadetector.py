@@ -63,7 +63,7 @@ def _descriptions(rows: Rows) -> Iterator[tuple[str, str]]:
     """As Wildlife Insights writes a taxon: id, class, order, family, genus, species without its genus, and a name."""
     for index, (name, taxon) in enumerate(zip(rows.names(), rows.classes.to_pylist(), strict=True)):
         ranks = [taxon.get(rank) or "" for rank in ("class", "order", "family", "genus", "species")]
-        ranks[-1] = ranks[-1].removeprefix(ranks[-2]).strip()
+        ranks[-1] = ranks[-1].removeprefix(f"{ranks[-2]} ")
         tokens = [str(index), *ranks, taxon.get("species") or name]
         yield str(index), ";".join(token.replace(";", ",").lower() for token in tokens)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from birder_ray.errors import ConfigError
-from birder_ray.fields import read_mapping
+from birder_ray.fields import Texts, read_mapping
 from birder_ray.storage import redact
 
 LICENCES = {
@@ -54,19 +54,19 @@ class Metadata:
 def read_metadata(file: str) -> Metadata:
     """The metadata in `file`. Raises ConfigError, which names what is wrong, where it is not what GBIF demands."""
     where = redact(file)
-    told = read_mapping(file, "metadata file", ", ".join(_REQUIRED))
-    if lacking := [name for name in _REQUIRED if not told.get(name)]:
+    told = read_mapping(file, "metadata file", ", ".join(_REQUIRED), Texts)
+    if lacking := [name for name in _REQUIRED if not told.get(name) or not str(told[name]).strip()]:
         raise ConfigError(f"{where}: GBIF demands {', '.join(lacking)} too; docs/export.md has an example")
     if unknown := sorted(set(told) - _KEYS):
         raise ConfigError(f"{where}: {', '.join(unknown)}: not known; it may have {', '.join(sorted(_KEYS))}")
-    for name in ("title", "description", "publisher", "language", "id"):
-        if name in told and not isinstance(told[name], str):
+    for name in ("title", "description", "licence", "publisher", "language", "id", "published"):
+        if not isinstance(told.get(name) or "", str):
             raise ConfigError(f"{where}: {name} is to be a text")
     if told["licence"] not in LICENCES:
         raise ConfigError(f"{where}: licence {told['licence']}: GBIF takes {', '.join(LICENCES)}")
     creators = _people(told["creators"], "creators", where)
     contacts = _people(told.get("contacts") or told["creators"], "contacts", where)
-    day = str(told["published"]) if told.get("published") else None
+    day = told.get("published") or None
     if day is not None and not _is_date(day):
         raise ConfigError(f"{where}: published {day}: write it as 2026-11-23")
     texts: dict[str, Any] = {
@@ -81,7 +81,7 @@ def read_metadata(file: str) -> Metadata:
 def _people(told: Any, what: str, where: str) -> list[Mapping[str, str]]:
     people = told if isinstance(told, list) else [told]
     for each in people:
-        known = isinstance(each, dict) and all(key in _PERSON and isinstance(each[key], str) for key in each)
+        known = isinstance(each, dict) and all(key in _PERSON and _is_text(each[key]) for key in each)
         if not known or not {"surname", "organization", "position"} & each.keys():
             raise ConfigError(
                 f"{where}: {what}: each has texts for some of {', '.join(_PERSON)}, and surname, organization or "
@@ -93,9 +93,13 @@ def _people(told: Any, what: str, where: str) -> list[Mapping[str, str]]:
 
 
 def _texts(told: Any, what: str, where: str) -> dict[str, str]:
-    if not isinstance(told, dict) or not all(isinstance(value, str | int | float) for value in told.values()):
+    if not isinstance(told, dict) or not all(map(_is_text, (*told, *told.values()))):
         raise ConfigError(f"{where}: {what} is a mapping of terms to texts")
-    return {str(key): str(value) for key, value in told.items()}
+    return told
+
+
+def _is_text(told: Any) -> bool:
+    return isinstance(told, str) and bool(told.strip())
 
 
 def _is_date(text: str) -> bool:

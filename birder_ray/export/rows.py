@@ -112,7 +112,8 @@ class Rows:
         found = []
         for index, name in enumerate(self.classes["class_name"].to_pylist()):
             name = name if name and name.strip() else f"class {index}"
-            name = f"{name} ({index})" if name in taken else name
+            while name in taken:
+                name = f"{name} ({index})"
             taken.add(name)
             found.append(name)
         return found
@@ -143,6 +144,8 @@ class Rows:
         try:
             about = self.scores.folder.read_json(ROLLUP_ABOUT)
         except FileNotFoundError:
+            if self.scores.folder.names(ROLLUP):
+                raise ConfigError(f"{self.scores.where}/{ROLLUP}: was not brought to its end; {_AGAIN}") from None
             return None
         except ValueError:
             raise ConfigError(f"{self.scores.where}/{ROLLUP_ABOUT}: damaged; {_AGAIN}") from None

@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, cast
@@ -17,6 +18,9 @@ from birder_ray.storage import redact
 
 MARK = b"made with birder-ray"
 """Stands in the card of a folder that `whole_folder` may replace."""
+
+UNFINISHED = "_unfinished"
+"""Stands in a folder on an object store from before its first file until after its last."""
 
 
 @contextmanager
@@ -48,40 +52,83 @@ def whole_file(url: str, options: Mapping[str, Any], overwrite: bool) -> Iterato
                 retry(lambda: parent.fs.put_file(str(Path(folder, name)), parent.at(name)))
 
 
+@dataclass
+class Filling:
+    """A folder that is being filled.
+
+    Args:
+        folder: it. card: what its last file holds, to be set by the time it is full. written: names of the others.
+    """
+
+    folder: Folder
+    card: bytes = b""
+    written: set[str] = field(default_factory=set)
+
+    def write(self, name: str, data: bytes) -> None:
+        self.folder.write(name, data)
+        self.written.add(name)
+
+
 @contextmanager
-def whole_folder(url: str, options: Mapping[str, Any], overwrite: bool, card: str) -> Iterator[Folder]:
+def whole_folder(url: str, options: Mapping[str, Any], overwrite: bool, card: str) -> Iterator[Filling]:
     """A folder to be filled, which stands at `url` if the block comes to its end.
 
     A local one is made beside its place and renamed. An object store has no such thing: there the files are written in
-    place, and `card` must be the last of them; without it, the folder is not finished.
+    place, and `card` last; without it, or with `UNFINISHED`, the folder is not finished, and may be begun again.
 
     Raises:
         ConfigError: as `whole_file`; with `overwrite`, too, where what is there has no card with `MARK`.
     """
     parent, name = _split(url, options)
-    _refuse(parent, name, url, overwrite)
     there = Folder(url, options)
+    begun = not parent.local and _ours(there, UNFINISHED)
     old = _exists(parent, name)
-    if old and not _ours(there, card):
+    if not begun:
+        _refuse(parent, name, url, overwrite)
+    if old and not begun and not _ours(there, card):
         raise ConfigError(f"{redact(url)}: is no export of birder-ray, and is not replaced; choose another --output")
     with _failing(url):
-        if parent.local:
-            mark = uuid.uuid4().hex
-            made, away = parent.at(f".{name}.{mark}.tmp"), parent.at(f".{name}.{mark}.old")
-            os.makedirs(made)
-            try:
-                yield Folder(made)
-                if old:
-                    os.rename(there.path, away)
-                os.rename(made, there.path)
-            finally:
-                shutil.rmtree(made, ignore_errors=True)
-                shutil.rmtree(away, ignore_errors=True)
-        else:
+        yield from _beside(there, parent, name, card, old) if parent.local else _in_place(there, card, old)
+
+
+def _beside(there: Folder, parent: Folder, name: str, card: str, old: bool) -> Iterator[Filling]:
+    mark = uuid.uuid4().hex
+    made, away = parent.at(f".{name}.{mark}.tmp"), parent.at(f".{name}.{mark}.old")
+    os.makedirs(made)
+    filling = Filling(Folder(made))
+    try:
+        yield filling
+        filling.folder.write(card, filling.card)
+        if old:
+            os.rename(there.path, away)
+        try:
+            os.rename(made, there.path)
+        except BaseException:
             if old:
-                there.delete(card)
-                retry(lambda: there.fs.rm(there.path, recursive=True))
-            yield there
+                os.rename(away, there.path)
+            raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    shutil.rmtree(away, ignore_errors=True)
+
+
+def _in_place(there: Folder, card: str, old: bool) -> Iterator[Filling]:
+    before = _files(there) if old else set()
+    there.write(UNFINISHED, MARK)
+    there.delete(card)
+    filling = Filling(there)
+    yield filling
+    for file in before - filling.written - {card, UNFINISHED}:
+        there.delete(file)
+    there.write(card, filling.card)
+    there.delete(UNFINISHED)
+
+
+def _files(folder: Folder) -> set[str]:
+    """Names of all files in a folder on an object store, those in its folders too."""
+    folder.fs.invalidate_cache()
+    found: list[str] = retry(lambda: folder.fs.find(folder.path))
+    return {path.removeprefix(f"{folder.path}/") for path in found}
 
 
 @contextmanager

@@ -21,10 +21,6 @@ def of_classes(classes: pa.Table, ranks: Sequence[str]) -> pa.Table:
         for at, name in enumerate(classes[rank].to_pylist()):
             if name:
                 names[at], lowest[at] = name, rank
-    for at, (name, genus) in enumerate(zip(names, columns["genus"], strict=True)):
-        # Some taxonomies have the second half of a species' name alone
-        if name and lowest[at] == "species" and genus and " " not in name and name.islower():
-            names[at] = f"{genus} {name}"
     told = {"scientificName": names, "taxonRank": lowest, **columns}
     return pa.table({name: pa.array(values, pa.string()) for name, values in told.items()})
 
@@ -36,13 +32,8 @@ def of_rollup(rollup: pa.Table) -> pa.Table:
     class, so where both sums are above one half, one holds the other.
     """
     certain = rollup["rollup_probability"]
-    names, rank = rollup["rollup_taxon"], rollup["rollup_rank"]
-    if "genus" in rollup.column_names:
-        half = pc.and_(pc.equal(rank, "species"), pc.match_substring_regex(names, r"^[a-z-]+$"))
-        whole = pc.and_(half, _within(rollup, "genus", certain))
-        joined = pc.binary_join_element_wise(rollup["genus"], names, " ")
-        names = pc.if_else(pc.fill_null(whole, False), joined, names)
-    columns = {"scientificName": names, "taxonRank": rank}
+    rank = rollup["rollup_rank"]
+    columns = {"scientificName": rollup["rollup_taxon"], "taxonRank": rank}
     order = [name for name in (*ABOVE, "species") if name in rollup.column_names]
     depth = pc.index_in(rank, pa.array(order, pa.string()))
     for name in ABOVE:
