@@ -309,8 +309,20 @@ def test_what_cannot_be_evaluated_is_told(tmp_path, plain, reference):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     with pytest.raises(ConfigError, match=r"bad\.parquet: .*give CSV with a header, or \.parquet"):
         evaluate(plain.url, str(tmp_path / "bad.parquet"))
-    with pytest.raises(ConfigError, match="at least 1 bin"):
-        evaluate(plain.url, bins=0)
+    for wrong in ({"bins": 0}, {"bootstrap": -1}, {"seed": -1}):
+        with pytest.raises(ConfigError, match="give at least 1, 0 and 0"):
+            evaluate(plain.url, **wrong)
+
+
+def test_a_mistake_in_the_question_leaves_the_last_answer(tmp_path, plain, reference):
+    file = write_csv(tmp_path / "l.csv", [(reference.samples[0], " bird_1\u00a0"), (reference.samples[1], "\u00a0")])
+    found = evaluate(plain.url, file)
+    assert (found.evaluated, found.unlabelled, found.unscored) == (1, found.scored - 1, 0)
+    before = plain.read("evaluation/summary.json")
+    for told in ({"label_column": "truth"}, {"sample_column": "label"}, {"memory": "much"}):
+        with pytest.raises(ConfigError):
+            evaluate(plain.url, file, **told)
+    assert plain.read("evaluation/summary.json") == before
 
 
 def test_whole_numbers_that_pandas_made_floats_of_are_indices():

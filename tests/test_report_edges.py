@@ -2,6 +2,7 @@
 by somebody who means harm."""
 
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from birder_ray.commit import Ledger
 from birder_ray.errors import ConfigError
 from birder_ray.folder import Folder
 from birder_ray.manifest import MANIFEST
+from birder_ray.page import save
 from birder_ray.record import record_name
 from birder_ray.report import facts, report
 from birder_ray.report.pace import work
@@ -183,3 +185,20 @@ def test_rows_without_a_number_are_left_out_and_the_balance_tells(folder):
     rewrite(folder, "predictions", min(Ledger(folder).units()), change)
     report(folder.url, thumbnails=0)
     assert b"do not agree" in folder.read("report.html")
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "report.html"
+    save(b"of yesterday", str(file))
+    monkeypatch.setattr(os, "replace", lambda old, new: (_ for _ in ()).throw(OSError("disk gone")))
+    with pytest.raises(OSError, match="disk gone"):
+        save(b"of today", str(file))
+    assert [each.read_bytes() for each in tmp_path.iterdir()] == [b"of yesterday"]
+    with pytest.raises(OSError, match="there is no folder"):
+        save(b"of today", str(tmp_path / "none" / "report.html"))
+
+
+@pytest.mark.parametrize("told", [{"thumbnails": -1}, {"points": 0}])
+def test_too_few_are_told(tmp_path, told):
+    with pytest.raises(ConfigError, match="give at least 0 and 1"):
+        report(str(tmp_path), **told)

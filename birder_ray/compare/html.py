@@ -1,12 +1,10 @@
 """The page about a comparison."""
 
-from pathlib import Path
-
 from birder_ray.compare.comparison import Comparison
 from birder_ray.compare.gate import Limits, checks
 from birder_ray.compare.sections import note, sections
 from birder_ray.errors import ConfigError
-from birder_ray.page import needs, render
+from birder_ray.page import needs, render, save
 
 
 def write_html(comparison: Comparison, limits: Limits, file: str) -> None:
@@ -21,6 +19,6 @@ def write_html(comparison: Comparison, limits: Limits, file: str) -> None:
     made = "the tables and commit records of both destinations"
     page = render("birder-ray compare", where, made, note(comparison, checked), sections(comparison, checked))
     try:
-        Path(file).write_bytes(page)
+        save(page, file)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written: {error}; give --html another path") from None

@@ -19,6 +19,9 @@ ROW = pa.schema([("label", pa.string()), ("probability", pa.float32()), ("top_in
 _WHOLE = re.compile(r"([0-9]{1,9})(?:\.0*)?")
 """A whole number; of a column with gaps, pandas makes 3.0 of 3."""
 
+_SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
+"""What `str.strip` takes away, the last of which is U+3000; of itself, DuckDB would trim spaces only."""
+
 
 def class_by_label(labels: Sequence[str], classes: pa.Table) -> tuple[str, Mapping[str, int]]:
     """How labels name classes, `name`, `index` or `scientific name`, and the class of each label that does so.
@@ -99,7 +102,7 @@ class OfFile:
 
     def distinct(self) -> list[str]:
         rows = self.connection.execute("SELECT DISTINCT label FROM labels WHERE label IS NOT NULL ORDER BY label")
-        return sorted({label.strip() for (label,) in rows.fetchall()} - {""})  # DuckDB trims fewer kinds of space
+        return [label for (label,) in rows.fetchall()]
 
     def rows(self) -> Iterator[pa.Table]:
         query = "SELECT label, probability, top_indices FROM stream LEFT JOIN labels USING (sample)"
@@ -146,7 +149,7 @@ def from_file(scores: Scores, file: str, sample_column: str, label_column: str, 
             connection.execute(
                 f"CREATE TABLE labels AS SELECT sample, min(label) AS label, max(label) AS other FROM (SELECT "
                 f"{quoted(sample_column)}::VARCHAR AS sample, "
-                f"nullif(trim({quoted(label_column)}::VARCHAR, E' \\t\\r\\n'), '') AS label FROM file) "
+                f"nullif(trim({quoted(label_column)}::VARCHAR, '{_SPACES}'), '') AS label FROM file) "
                 "WHERE sample IS NOT NULL GROUP BY sample"
             )
         query = "SELECT sample, label, other FROM labels WHERE label <> other ORDER BY sample LIMIT 1"

@@ -85,12 +85,11 @@ def evaluate(
         ConfigError: there are no predictions or labels, none of them matches, the file is not what it should be, or the
             destination is damaged. RunFailed: DuckDB needs more memory or disk.
     """
-    if bins < 1 or bootstrap < 0:
-        raise ConfigError(f"--bins {bins}, --bootstrap {bootstrap}: give at least 1 bin, and 0 or more samples")
+    if bins < 1 or bootstrap < 0 or seed < 0:
+        raise ConfigError(f"--bins {bins}, --bootstrap {bootstrap}, --seed {seed}: give at least 1, 0 and 0")
     scores = Scores(url, options)
     scores.needs(PREDICTIONS)
     classes = scores.classes
-    scores.delete(SUMMARY)  # before the work: who may not write is told at once
     opened = from_file(scores, labels, sample_column, label_column, memory) if labels else nullcontext(OfRun(scores))
     with opened as source:
         found = source.distinct()
@@ -125,6 +124,7 @@ def evaluate(
         seed,
         versions(),
     )
+    scores.delete(SUMMARY)  # not before: a mistake in the question leaves the last answer
     for name, table in tables(counts, classes["class_name"].to_pylist()).items():
         scores.write(f"{EVALUATION}/{name}.parquet", encode(table, {"birder_ray.recipe": done.recipe}))
     scores.write(SUMMARY, to_json(asdict(done)))

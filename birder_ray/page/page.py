@@ -8,10 +8,12 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 from string import Template
 from typing import Any
 
 from birder_ray.errors import ConfigError, printable
+from birder_ray.folder import Folder
 
 # What could end a script element, or a line of JavaScript, inside JSON
 _JSON_ESCAPES = {ord(each): f"\\u{ord(each):04x}" for each in "<>&\u2028\u2029"}
@@ -98,6 +100,14 @@ def needs(what: str, **packages: str) -> None:
     for package, module in {"plotly": "plotly", **packages}.items():
         if find_spec(module) is None:
             raise ConfigError(f"{what} needs {package.replace('_', '-')}: pip install 'birder-ray[findings]'")
+
+
+def save(page: bytes, file: str) -> None:
+    """Write a page to a local file, whole or not at all. Raises OSError."""
+    path = Path(file)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}")
+    Folder(str(path.parent)).write(path.name, page)
 
 
 def render(

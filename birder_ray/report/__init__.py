@@ -1,11 +1,10 @@
 """`report`: one self-contained HTML page about a destination, from its files alone; it needs neither Ray nor torch."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from birder_ray.errors import ConfigError
-from birder_ray.page import needs, read, render
+from birder_ray.page import needs, read, render, save
 from birder_ray.report.facts import gather
 from birder_ray.report.sections import note, sections
 from birder_ray.report.thumbnails import thumbnails as read_thumbnails
@@ -34,8 +33,11 @@ def report(
         Where it is.
 
     Raises:
-        ConfigError: no run has begun there, a part of it is damaged, a package is missing, or `to` cannot be written.
+        ConfigError: too few thumbnails or points are asked for, no run has begun there, a part of it is damaged, a
+            package is missing, or `to` cannot be written.
     """
+    if thumbnails < 0 or points < 1:
+        raise ConfigError(f"thumbnails {thumbnails}, points {points}: give at least 0 and 1")
     needs("a report", scikit_learn="sklearn")
     scores = Scores(url, options)
     facts = gather(scores, thumbnails, points)
@@ -50,7 +52,7 @@ def report(
         if to is None:
             scores.write(NAME, page, "text/html; charset=utf-8")
         else:
-            Path(to).write_bytes(page)
+            save(page, to)
     except (OSError, ConfigError) as error:
         raise ConfigError(f"{where}: cannot be written: {error}; give --to another path") from None
     return where
