@@ -33,11 +33,6 @@ def lineages(classes: pa.Table, file: str | None) -> pa.Table:
         return classes
     told = text_table(file)
     ranks = [rank for rank in RANKS if rank in told.column_names]
-    for rank in ranks:
-        # What is only spaces is empty, and spaces around a name make it no other taxon
-        bare = pc.utf8_trim_whitespace(told[rank])
-        cells = pc.if_else(pc.equal(bare, ""), pa.scalar(None, pa.string()), bare)
-        told = told.set_column(told.column_names.index(rank), rank, cells)
     if "class_name" not in told.column_names or not ranks:
         raise ConfigError(f"{redact(file)}: needs a column class_name and any of {', '.join(RANKS)}")
     names = told["class_name"].to_pylist()
@@ -50,12 +45,18 @@ def lineages(classes: pa.Table, file: str | None) -> pa.Table:
     if order.null_count == len(own):
         raise ConfigError(f"{redact(file)}: has none of the classes, which are called as {own[0]}")
     columns = {name: classes[name] for name in ("class_index", "class_name")}
-    taxa = {rank: told[rank].take(order) for rank in ranks}
+    taxa = {rank: _bare(told[rank]).take(order) for rank in ranks}
     if "genus" in taxa and "species" in taxa:
         taxa["species"] = _whole(taxa["genus"], taxa["species"])
     if all(cells.null_count == len(own) for cells in taxa.values()):
         raise ConfigError(f"{redact(file)}: has no taxon of any class: fill in {', '.join(ranks)}")
     return pa.table(columns | taxa)
+
+
+def _bare(cells: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What is only spaces is empty, and spaces around a name make it no other taxon."""
+    bare = pc.utf8_trim_whitespace(cells)
+    return pc.if_else(pc.equal(bare, ""), pa.scalar(None, pa.string()), bare)
 
 
 def _whole(genus: pa.ChunkedArray, species: pa.ChunkedArray) -> pa.ChunkedArray:

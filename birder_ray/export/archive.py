@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from birder_ray.errors import ConfigError, printable
+from birder_ray.errors import ConfigError
 from birder_ray.export.eml import document
 from birder_ray.export.metadata import LICENCES, Metadata
 from birder_ray.export.taxa import ABOVE
@@ -120,7 +120,7 @@ def _table(root: ET.Element, role: str, file: File, more: tuple[str, ...], told:
         if index or role == "core":
             ET.SubElement(table, "field", {"index": str(index), "term": term})
     for term, value in {**file.same, **told}.items():
-        ET.SubElement(table, "field", {"default": printable(value), "term": term})
+        ET.SubElement(table, "field", {"default": value, "term": term})
 
 
 def pack(path: Path, folder: Path, meta_xml: bytes, eml_xml: bytes) -> None:

@@ -20,12 +20,11 @@ def eml(told: Metadata, identifier: str, published: str, how: str) -> bytes:
     """
     ET.register_namespace("eml", EML)
     ET.register_namespace("xsi", _XSI)
-    about = {"packageId": printable(told.id or identifier), "system": "http://gbif.org", "scope": "system"}
-    language = printable(told.language)
-    about |= {f"{{{_XML}}}lang": language, f"{{{_XSI}}}schemaLocation": f"{EML} {PROFILE}"}
+    about = {"packageId": told.id or identifier, "system": "http://gbif.org", "scope": "system"}
+    about |= {f"{{{_XML}}}lang": told.language, f"{{{_XSI}}}schemaLocation": f"{EML} {PROFILE}"}
     root = ET.Element(f"{{{EML}}}eml", about)
     dataset = ET.SubElement(root, "dataset")
-    _put(dataset, "title", told.title).set(f"{{{_XML}}}lang", language)
+    _put(dataset, "title", told.title).set(f"{{{_XML}}}lang", told.language)
     for person in told.creators:
         _person(dataset, "creator", person)
     for person in told.contacts:
@@ -53,7 +52,10 @@ def eml(told: Metadata, identifier: str, published: str, how: str) -> bytes:
 
 
 def document(root: ET.Element) -> bytes:
-    """`root` as a file."""
+    """`root` as a file, with control characters, which XML has no way to write, written out as escapes."""
+    for element in root.iter():
+        element.attrib.update({name: printable(value) for name, value in element.attrib.items()})
+        element.text = element.text and printable(element.text)
     text: bytes = ET.tostring(root, encoding="UTF-8", xml_declaration=True)
     return text + b"\n"
 
@@ -80,5 +82,5 @@ def _person(parent: ET.Element, role: str, told: Mapping[str, str]) -> None:
 
 def _put(parent: ET.Element, tag: str, text: str) -> ET.Element:
     made = ET.SubElement(parent, tag)
-    made.text = printable(text)  # XML has no way to write control characters
+    made.text = text
     return made

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from birder_ray.classes import RANKS
 from birder_ray.errors import ConfigError
-from birder_ray.lineages import lineages
+from birder_ray.lineages import lineages, plain
 from birder_ray.photos import Photos
 from birder_ray.record import Record
 from birder_ray.schema import ERRORS, PREDICTIONS, ROLLUP, ROLLUP_ABOUT, WHOLE_SHARD
@@ -173,18 +173,14 @@ class Rows:
 def _kinds(classes: pa.Table, told: Options) -> np.ndarray:
     """(classes,) what each stands for: BLANK, PERSON, VEHICLE, or "" for an animal."""
     columns = [classes[name].to_pylist() for name in ("class_name", *RANKS) if name in classes.column_names]
-    own = [{_plain(name) for name in row if name} for row in zip(*columns, strict=True)]
+    own = [{plain(name) for name in row if name} for row in zip(*columns, strict=True)]
     found = np.full(len(own), "", object)
     for kind, names in ((BLANK, told.blank), (PERSON, told.person), (VEHICLE, told.vehicle)):
         for name in names:
-            at = [index for index, each in enumerate(own) if _plain(name) in each]
+            at = [index for index, each in enumerate(own) if plain(name) in each]
             if not at:
                 raise ConfigError(
                     f"--{kind} {name}: no class or taxon of the model is called so; classes.parquet has all"
                 )
             found[at] = kind
     return found
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").split()).casefold()
