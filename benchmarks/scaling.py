@@ -92,6 +92,8 @@ def stand_ins(point: Point, meeting: str) -> tuple[type, type]:
         return chunk.after("decode", seconds, chunk.samples, [], images=pixels)
 
     class Infer:
+        batch_size = CHUNK_ROWS
+
         def __init__(self) -> None:
             self.gpu = threading.Lock()
             self.noise = np.random.default_rng().standard_normal(2 * CHUNK_ROWS * EMBEDDING, np.float32)
