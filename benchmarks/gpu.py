@@ -3,7 +3,7 @@
     python benchmarks/gpu.py --photos ../shared/photos [--networks hgnet_v2_b2 ...] [--seconds 6] [--json gpu.json]
 
 Without Ray: the actors' plain callables, fed by processes that decode real photos into shared memory. Random weights;
-every output; HGNet and EfficientNet in float16, HieraDet in bfloat16. `--device cpu` rehearses it. Where Ray is
+every output; HGNet and EfficientNet in float16, HieraDet in bfloat16. `--device cpu` rehearses it, in float32. Where Ray is
 installed, `--with-ray 50000` also scores so many photos as a user would.
 """
 
@@ -65,12 +65,13 @@ def measure(folder: Path, network: str, photos: list[Path], told: argparse.Names
     tiny_checkpoint(str(checkpoint), network=network, num_classes=classes, size=size)
     model = ModelConfig(name=str(checkpoint))
     encoded = [photo.read_bytes() for photo in photos]
-    infer = make(model, DTYPES[network], told.device, "eager")
+    dtype = DTYPES[network] if told.device != "cpu" else "float32"
+    infer = make(model, dtype, told.device, "eager")
     spec = infer.backbone.weights.input_spec(model)
-    name = f"{NETWORKS[network].title}, {DTYPES[network]}"
+    name = f"{NETWORKS[network].title}, {dtype}"
     note(found, f"{name}: numbers", apart(model, infer, Preprocess(spec), encoded))
     for engine in ("eager", "compiled"):
-        infer = make(model, DTYPES[network], told.device, engine)
+        infer = make(model, dtype, told.device, engine)
         if engine == "compiled" and not compiled(infer):
             print(f"{name}: not compiled within {COMPILING_S} s", file=sys.stderr)
             break
@@ -90,12 +91,11 @@ def measure(folder: Path, network: str, photos: list[Path], told: argparse.Names
     if told.device != "cpu":
         note(found, f"{name}: nvJPEG alone", {RATE: nvjpeg(encoded, told.seconds)})
     if told.with_ray and importlib.util.find_spec("ray"):
-        note(found, f"{name}: birder-ray score", {RATE: with_ray(folder, checkpoint, DTYPES[network], told)})
+        note(found, f"{name}: birder-ray score", {RATE: with_ray(folder, checkpoint, dtype, told)})
 
 
 def make(model: ModelConfig, dtype: str, device: str, engine: str) -> Infer:
-    compute = ComputeConfig(dtype=dtype if device != "cpu" else "float32", engine=engine)
-    return Infer(model, OutputsConfig.all(), compute, device=device)
+    return Infer(model, OutputsConfig.all(), ComputeConfig(dtype=dtype, engine=engine), device=device)
 
 
 def compiled(infer: Infer) -> bool:

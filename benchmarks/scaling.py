@@ -70,12 +70,13 @@ class Point:
     tables: tuple[str, ...] = TABLES[:2]
 
 
+# What is varied, s that a run may take: commits must have come evenly for a while (writing everything fills a disk)
 CURVES = {
-    "actors": ("inference actors", [Point(n, n * RATE, n, 4, infer_rate=RATE) for n in (1, 2, 4, 8, 16)]),
-    "decoders": ("preprocess actors", [Point(n, n * RATE, 16, n, decode_rate=RATE) for n in (1, 2, 4, 8)]),
-    "units": ("rows per unit", [Point(n, 6 * RATE, 8, 2, n, infer_rate=RATE) for n in (64, 256, 1024, 2048, 8192)]),
-    "nodes": ("nodes", [Point(n, 3 * n * RATE, 3 * n, 2 * n, nodes=n, infer_rate=RATE) for n in (1, 2, 4)]),
-    "driver": ("tables written", [Point(n, 4000, 2, 1, 2048, tables=TABLES[:n]) for n in (1, 2, 3)]),
+    "actors": ("inference actors", 30, [Point(n, n * RATE, n, 4, infer_rate=RATE) for n in (1, 2, 4, 8, 16)]),
+    "decoders": ("preprocess actors", 30, [Point(n, n * RATE, 16, n, decode_rate=RATE) for n in (1, 2, 4, 8)]),
+    "units": ("rows per unit", 30, [Point(n, 6 * RATE, 8, 2, n, infer_rate=RATE) for n in (64, 256, 512, 1024, 2048)]),
+    "nodes": ("nodes", 30, [Point(n, 3 * n * RATE, 3 * n, 2 * n, nodes=n, infer_rate=RATE) for n in (1, 2, 4)]),
+    "driver": ("tables written", 10, [Point(n, 4000, 2, 1, 2048, tables=TABLES[:n]) for n in (1, 2, 3)]),
 }
 
 
@@ -277,11 +278,11 @@ def main() -> None:
     found = {}
     with tempfile.TemporaryDirectory(prefix="br-scaling-", dir="/tmp") as made:
         tiny_checkpoint(f"{made}/hgnet_v2_b0_tiny.pt")
-        for size in {max(1024, point.unit_rows) for name in told.what for point in CURVES[name][1]}:
+        for size in {max(1024, point.unit_rows) for name in told.what for point in CURVES[name][2]}:
             make_shards(f"{made}/{size}", size, 1, labels=False)
         for name in told.what:
-            x, points = CURVES[name]
-            found[name] = {point.x: measure(point, Path(made), 3 if told.quick else 10) for point in points}
+            x, seconds, points = CURVES[name]
+            found[name] = {point.x: measure(point, Path(made), 3 if told.quick else seconds) for point in points}
             report(name, x, found[name])
             if told.plots:
                 plot(x, found[name], told.plots / f"scaling-{name}.png")

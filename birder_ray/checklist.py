@@ -14,7 +14,7 @@ from birder_ray.bounds import ALWAYS, ANYWHERE, BOUNDS, box, in_boxes, in_season
 from birder_ray.classes import RANKS
 from birder_ray.errors import ConfigError
 from birder_ray.lineages import plain, text_table, whole_file
-from birder_ray.storage import redact
+from birder_ray.storage import has_suffix, redact
 
 _HEADERS = {"class name", "common name", "name", "scientific name", "scientificname", "species", "taxon", *RANKS}
 """What the first line of a checklist in CSV may say without being one of its names; `scientificName` is GBIF's."""
@@ -117,7 +117,7 @@ def read_checklist(file: str, classes: pa.Table) -> Checklist:
 
 def _told(file: str) -> tuple[list[str], dict[str, list[str]]]:
     """The names, and beside them the cells of each of `BOUNDS`."""
-    if not redact(file).lower().endswith((".csv", ".parquet")):  # a signed URL ends in its signature
+    if not has_suffix(file, ".csv", ".parquet"):
         names = [plain(name) for name in whole_file(file).decode("utf-8-sig", errors="replace").splitlines()]
         return names, {bound: [""] * len(names) for bound in BOUNDS}
     table = text_table(file)

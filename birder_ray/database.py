@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from birder_ray.errors import ConfigError, RunFailed
-from birder_ray.storage import open_binary, redact
+from birder_ray.storage import has_suffix, open_binary, redact
 
 _BLOCK = 2**20
 _BATCH = 65_536
@@ -95,8 +95,8 @@ def opened(connection: Any, folder: Path, file: str) -> Iterator[tuple[list[str]
     """
     import duckdb
 
-    parquet = redact(file).lower().endswith(".parquet")
-    copy = folder / ("file.csv.gz" if redact(file).lower().endswith(".gz") else "file")
+    parquet = has_suffix(file, ".parquet")
+    copy = folder / ("file.csv.gz" if has_suffix(file, ".gz") else "file")
     sha256 = _copied(file, copy)
     path = str(copy).replace("'", "''")
     scan = f"read_parquet('{path}', {_NO_HIVE})" if parquet else f"read_csv('{path}', {_CSV}, {_NO_HIVE})"

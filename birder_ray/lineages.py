@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from birder_ray.classes import RANKS
 from birder_ray.errors import ConfigError
-from birder_ray.storage import filesystem, read_whole, redact
+from birder_ray.storage import filesystem, has_suffix, read_whole, redact
 
 
 def lineages(classes: pa.Table, file: str | None) -> pa.Table:
@@ -94,7 +94,7 @@ def text_table(file: str) -> pa.Table:
     """A CSV or Parquet file, every column as text, null where a cell is empty. Raises ConfigError where it is none."""
     data = io.BytesIO(whole_file(file))
     try:
-        if redact(file).lower().endswith(".parquet"):
+        if has_suffix(file, ".parquet"):
             found = pq.read_table(data)
         else:
             names = pa.csv.open_csv(data).schema.names

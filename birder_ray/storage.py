@@ -60,6 +60,11 @@ def _redact_one(url: str) -> str:
     return f"{scheme}://{_USER.sub('', rest, count=1)}"
 
 
+def has_suffix(url: str, *suffixes: str) -> bool:
+    """Whether the file at `url` ends in one of `suffixes`, in either case; a signed URL itself ends in its signature."""
+    return redact(url).lower().endswith(suffixes)
+
+
 def join(root: str, *names: str) -> str:
     """`root/name/...` for paths and URLs alike."""
     return (root if root.endswith("/") else f"{root}/") + "/".join(names)

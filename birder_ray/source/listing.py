@@ -13,7 +13,7 @@ from birder_ray.source import manifest, parquet
 from birder_ray.source.base import IMAGE_SUFFIXES, Shard, fingerprint
 from birder_ray.source.fetch import prefetch
 from birder_ray.source.find import File, Found, find, of_files
-from birder_ray.storage import redact
+from birder_ray.storage import has_suffix, redact
 
 _SUFFIXES = {
     "images": IMAGE_SUFFIXES,
@@ -98,8 +98,7 @@ class _Inventory:
 def _by_kind(found: Found, format_: str) -> dict[str, dict[str, File]]:
     kinds: dict[str, dict[str, File]] = defaultdict(dict)
     for name, file in found.files.items():
-        shown = redact(file.uri).lower()
-        kind = next((kind for kind, suffixes in _SUFFIXES.items() if shown.endswith(suffixes)), None)
+        kind = next((kind for kind, suffixes in _SUFFIXES.items() if has_suffix(file.uri, *suffixes)), None)
         if format_ != "auto":
             if (kind is None and not found.whole) or (kind, format_) == ("parquet", "manifest"):
                 kind = format_

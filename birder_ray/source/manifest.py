@@ -16,7 +16,7 @@ from birder_ray.source import parquet
 from birder_ray.source.base import SEQUENTIAL, Item, Shard, Wanted, count_intact
 from birder_ray.source.fetch import fetch, prefetch
 from birder_ray.source.resolve import Place, Resolver
-from birder_ray.storage import open_binary, redact
+from birder_ray.storage import has_suffix, open_binary, redact
 
 _URI_NAMES = ("uri", "url", "image", "image_uri", "path", "file", "filename", "photo_url", "image_url")
 _LONGEST_LINE = 1 << 20
@@ -100,7 +100,7 @@ def _fetched(row: tuple[Sample, Place | SampleError]) -> Item:
 
 def is_parquet(shard: Shard) -> bool:
     """Whether a manifest is Parquet; otherwise it is CSV."""
-    return redact(shard.uri).lower().endswith(".parquet")
+    return has_suffix(shard.uri, ".parquet")
 
 
 def _rows(shard: Shard, config: SourceConfig) -> Iterator[_Row]:
@@ -112,7 +112,7 @@ def _rows(shard: Shard, config: SourceConfig) -> Iterator[_Row]:
 
 def _csv_rows(shard: Shard, config: SourceConfig) -> Iterator[_Row]:
     with open_binary(shard.uri, config.options, **SEQUENTIAL) as raw:
-        stream = gzip.GzipFile(fileobj=raw) if redact(shard.uri).lower().endswith(".gz") else raw
+        stream = gzip.GzipFile(fileobj=raw) if has_suffix(shard.uri, ".gz") else raw
         reader = csv.reader(_lines(io.TextIOWrapper(stream, "utf-8-sig", "backslashreplace", newline="")), strict=True)
         try:
             header = next(reader, None)

@@ -14,7 +14,7 @@ from birder_ray.chunk import Sample
 from birder_ray.config import SourceConfig
 from birder_ray.errors import SampleError, ShardDamaged
 from birder_ray.source.base import IMAGE_SUFFIXES, MAX_BYTES, SEQUENTIAL, Item, Shard, Wanted, count_intact, hidden
-from birder_ray.storage import open_binary, redact
+from birder_ray.storage import has_suffix, open_binary, redact
 
 _STREAM_DAMAGE = (tarfile.ReadError, tarfile.StreamError, EOFError, gzip.BadGzipFile, zlib.error)
 _DAMAGE = (ShardDamaged, *_STREAM_DAMAGE)
@@ -163,7 +163,7 @@ class _Header(tarfile.TarInfo):
 @contextmanager
 def _opened(shard: Shard, config: SourceConfig) -> Iterator[tarfile.TarFile]:
     with open_binary(shard.uri, config.options, **SEQUENTIAL) as file:
-        stream: Any = gzip.GzipFile(fileobj=file) if redact(shard.uri).lower().endswith("gz") else file
+        stream: Any = gzip.GzipFile(fileobj=file) if has_suffix(shard.uri, "gz") else file
         try:
             with tarfile.open(
                 fileobj=stream, mode="r|", bufsize=1 << 16, tarinfo=_Header, encoding="utf-8", errors="backslashreplace"
