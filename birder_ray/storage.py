@@ -61,7 +61,7 @@ def _redact_one(url: str) -> str:
 
 
 def has_suffix(url: str, *suffixes: str) -> bool:
-    """Whether the file at `url` ends in one of `suffixes`, in either case; a signed URL itself ends in its signature."""
+    """Whether the file at `url`, which may be signed and so end otherwise itself, has one of `suffixes` in any case."""
     return redact(url).lower().endswith(suffixes)
 
 
