@@ -3,7 +3,7 @@
     python benchmarks/gpu.py --photos ../shared/photos [--networks hgnet_v2_b2 ...] [--seconds 6] [--json gpu.json]
 
 Without Ray: the actors' plain callables, fed by processes that decode real photos into shared memory. Random weights;
-every output; HGNet and EfficientNet in float16, HieraDet in bfloat16. `--device cpu` rehearses it, in float32. Where Ray
+every output; HGNet and EfficientNet in float16, HieraDet in bfloat16. `--device cpu` rehearses it in float32. Where Ray
 is installed, `--with-ray 50000` also scores so many photos as a user would.
 """
 
